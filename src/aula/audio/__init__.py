@@ -1,0 +1,1 @@
+"""Floor 1: samples in and out. Knows no model."""

@@ -1,0 +1,189 @@
+"""The Session contract: tensors in, tensors out; `open_session` loads a backend by name on first use."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aula.core.errors import BackendError
+from aula.core.types import TensorSpec
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StatePair:
+    """An output that becomes an input of the next run and stays with the session (a detector's memory)."""
+
+    input: str
+    output: str
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """`threads` 0 means one per physical core. `precision` is the arithmetic a backend may use on the graph:
+    "fp32" forbids it to round more than the graph says, "any" lets it choose.
+    `state_shapes` gives the fixed shape of every state input that has a free dimension."""
+
+    threads: int = 0
+    precision: str = "fp32"
+    states: tuple[StatePair, ...] = ()
+    state_shapes: Mapping[str, tuple[int, ...]] | None = None
+
+
+class Session:
+    """A loaded engine. Not for two threads at once. `close` is lawful twice; a run after it is an error.
+
+    A subclass gives `inputs`, `outputs` and `_run`; this class checks what comes in and keeps the states.
+    """
+
+    backend = "none"
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: SessionOptions) -> None:
+        self.options = options
+        state_inputs = {pair.input for pair in options.states}
+        state_outputs = {pair.output for pair in options.states}
+        self._specs = {spec.name: spec for spec in inputs}
+        self.inputs = tuple(spec for spec in inputs if spec.name not in state_inputs)
+        self.outputs = tuple(spec for spec in outputs if spec.name not in state_outputs)
+        missing = (state_inputs - self._specs.keys()) | (state_outputs - {spec.name for spec in outputs})
+        if missing:
+            raise BackendError(
+                f"the graph has no tensor {', '.join(sorted(missing))} for the declared states",
+                available=[spec.name for spec in (*inputs, *outputs)],
+                next_step="correct the recipe's state pairs",
+            )
+        self._states: dict[str, NDArray[Any]] = {}
+        self._closed = False
+        self.reset()
+
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """One inference: arrays by input name in, arrays by output name out (states excluded on both sides).
+
+        Raises BackendError for a wrong name, dtype or shape, before the runtime sees it.
+        """
+        if self._closed:
+            raise BackendError("this session is closed", next_step="open a new one with open_session()")
+        self._check(tensors)
+        produced = self._run({**tensors, **self._states})
+        for pair in self.options.states:
+            self._states[pair.input] = produced.pop(pair.output)
+        return produced
+
+    def reset(self) -> None:
+        """Set every state to its initial value: a new utterance begins."""
+        for pair in self.options.states:
+            spec = self._specs[pair.input]
+            shape = (self.options.state_shapes or {}).get(pair.input, spec.shape)
+            if not all(isinstance(size, int) for size in shape):
+                raise BackendError(
+                    f"state {pair.input} has the free shape {list(shape)}",
+                    next_step="give its size in SessionOptions.state_shapes",
+                )
+            self._states[pair.input] = np.full(cast(tuple[int, ...], shape), pair.initial, dtype=spec.dtype)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._states.clear()
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, tensors: Tensors) -> None:
+        wanted = {spec.name for spec in self.inputs}
+        if tensors.keys() != wanted:
+            raise BackendError(
+                f"a run was given {sorted(tensors)} but the engine takes {sorted(wanted)}",
+                next_step="pass exactly those tensors",
+            )
+        for spec in self.inputs:
+            got = tensors[spec.name]
+            if got.dtype != np.dtype(spec.dtype) or not spec.admits(got.shape):
+                raise BackendError(
+                    f"input {spec.name} is {got.dtype}{list(got.shape)} but the engine takes "
+                    f"{spec.dtype}{list(spec.shape)}",
+                    next_step="convert the array before the run",
+                )
+
+    def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        pass
+
+
+class Opener(Protocol):
+    def __call__(self, model: Path, options: SessionOptions) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """`module` of aula.backends defines `open_model`; `runtime` is the package it needs."""
+
+    name: str
+    module: str
+    runtime: str
+    install: str
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("openvino", "aula.backends.openvino", "openvino", "pip install openvino"),
+        Backend("onnxruntime", "aula.backends.onnxrt", "onnxruntime", "pip install onnxruntime"),
+    )
+}
+
+
+def available_backends() -> list[str]:
+    """Names of the backends whose runtime is installed; imports none of them."""
+    return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.runtime) is not None]
+
+
+def open_session(backend: str, model: Path, options: SessionOptions | None = None) -> Session:
+    """Load `model` (an .onnx file) with the backend of that name.
+
+    Raises BackendError for an unknown backend, one whose runtime is not installed, a missing or damaged file,
+    or a graph that the runtime refuses.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(
+            f"there is no backend {backend!r}", available=sorted(BACKENDS), next_step="choose one of these"
+        )
+    entry = BACKENDS[backend]
+    if importlib.util.find_spec(entry.runtime) is None:
+        raise BackendError(
+            f"the {backend} backend needs the package {entry.runtime}, which is not installed",
+            available=available_backends(),
+            next_step=entry.install,
+        )
+    if not model.is_file():
+        raise BackendError(f"there is no engine file {model}", next_step="build it again: aula demo")
+    opener = cast(Opener, importlib.import_module(entry.module).open_model)
+    return opener(model, options or SessionOptions())
+
+
+def refusing(backend: str, model: Path, load: Callable[[], Any]) -> Any:
+    """Run a runtime's loading call; whatever it raises becomes a BackendError that names the file."""
+    try:
+        return load()
+    except Exception as error:  # the runtimes raise types of their own, RuntimeError among them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendError(
+            f"{backend} cannot load {model.name}: {reason}",
+            next_step="the file may be damaged or foreign; build it again",
+        ) from error

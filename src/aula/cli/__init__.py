@@ -1,0 +1,1 @@
+"""Floor 7: parse, call one library function, print."""

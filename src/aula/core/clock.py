@@ -1,0 +1,57 @@
+"""Where time comes from. Nothing else in aula reads a clock or sleeps."""
+
+import asyncio
+import heapq
+import itertools
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Monotonic seconds and a way to wait for a moment."""
+
+    def now(self) -> float:
+        """Seconds since an arbitrary start; never goes back."""
+        ...
+
+    async def sleep_until(self, moment: float) -> None:
+        """Return as soon as `now()` has reached `moment`; at once if it is past."""
+        ...
+
+
+class SystemClock:
+    def now(self) -> float:
+        return time.perf_counter()
+
+    async def sleep_until(self, moment: float) -> None:
+        await asyncio.sleep(max(0.0, moment - self.now()))
+
+
+class FakeClock:
+    """A clock that moves only when told to, so that tests neither wait nor flake."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._now = start
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    async def sleep_until(self, moment: float) -> None:
+        if moment <= self._now:
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (moment, next(self._order), woken))
+        await woken
+
+    def advance(self, seconds: float) -> None:
+        """Move on by `seconds`, waking sleepers in the order of their moments."""
+        if seconds < 0:
+            raise ValueError(f"a clock cannot go back (by {-seconds} s)")
+        target = self._now + seconds
+        while self._sleepers and self._sleepers[0][0] <= target:
+            self._now, _, woken = heapq.heappop(self._sleepers)
+            if not woken.done():
+                woken.set_result(None)
+        self._now = target

@@ -1,0 +1,143 @@
+"""Every error a user can meet.
+
+    AulaError                      broad to catch
+    ├── SettingsError              a setting is unknown or has a bad value           exit 2
+    ├── InputError                 what was handed in cannot be used                 exit 3
+    │   ├── AudioError
+    │   │   ├── NotAudioError        no decoder knows the bytes
+    │   │   ├── EmptyAudioError      0 bytes, or a container with no samples
+    │   │   ├── TruncatedAudioError  the stream ends in the middle of itself
+    │   │   └── AudioTooLongError    more speech than one question may have
+    │   └── TextError              a question that is empty or far too long
+    ├── CourseError                                                                  exit 4
+    │   ├── CourseNotFoundError
+    │   ├── CourseEmptyError
+    │   └── DocumentError          one document could not be read
+    ├── EngineError                                                                  exit 5
+    │   ├── ModelNotFoundError     a checkpoint or the package that carries it is absent
+    │   ├── CheckpointError        weights that are missing, mis-shaped or foreign
+    │   ├── BackendError           a runtime is absent, or it refused a graph or a tensor
+    │   ├── VerificationError      an engine differs from its reference
+    │   └── NoRungError            nothing on this machine serves the capability
+    ├── DeviceError                no microphone, no loudspeaker                     exit 6
+    ├── NothingHeardError          silence, noise, or words nobody could make out    exit 7
+    ├── UnsupportedLanguageError   no rung hears, reads or speaks the language       exit 8
+    ├── StorageError               no permission, no space, a damaged library        exit 9
+    └── DeadlineError              the work could not be finished in time            exit 10
+
+Anything else that escapes is a defect of ours: the command line reports it as such with exit code 1.
+An interrupt (Ctrl-C) ends with 130, as shells expect.
+"""
+
+from collections.abc import Sequence
+
+
+class AulaError(Exception):
+    """A failure a user can act on: what was wrong, what there is instead, what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, next_step: str, available: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.what = what
+        self.available = tuple(available)
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        parts = [self.what.rstrip(".") + "."]
+        if self.available:
+            parts.append(f"Available: {', '.join(self.available)}.")
+        parts.append(f"Next: {self.next_step}")
+        return " ".join(parts)
+
+
+class SettingsError(AulaError):
+    exit_code = 2
+
+
+class InputError(AulaError):
+    exit_code = 3
+
+
+class AudioError(InputError):
+    pass
+
+
+class NotAudioError(AudioError):
+    pass
+
+
+class EmptyAudioError(AudioError):
+    pass
+
+
+class TruncatedAudioError(AudioError):
+    pass
+
+
+class AudioTooLongError(AudioError):
+    pass
+
+
+class TextError(InputError):
+    pass
+
+
+class CourseError(AulaError):
+    exit_code = 4
+
+
+class CourseNotFoundError(CourseError):
+    pass
+
+
+class CourseEmptyError(CourseError):
+    pass
+
+
+class DocumentError(CourseError):
+    pass
+
+
+class EngineError(AulaError):
+    exit_code = 5
+
+
+class ModelNotFoundError(EngineError):
+    pass
+
+
+class CheckpointError(EngineError):
+    pass
+
+
+class BackendError(EngineError):
+    pass
+
+
+class VerificationError(EngineError):
+    pass
+
+
+class NoRungError(EngineError):
+    pass
+
+
+class DeviceError(AulaError):
+    exit_code = 6
+
+
+class NothingHeardError(AulaError):
+    exit_code = 7
+
+
+class UnsupportedLanguageError(AulaError):
+    exit_code = 8
+
+
+class StorageError(AulaError):
+    exit_code = 9
+
+
+class DeadlineError(AulaError):
+    exit_code = 10

@@ -1,0 +1,210 @@
+"""One table of settings. File, environment, `aula doctor`, docs/settings.md and --help are all made from it.
+
+Order, weakest first: the default here, `aula.toml` (in the configuration folder, then in the working folder),
+the environment (`AULA_` + the name in capitals, dots as underscores: `question.max_seconds` is
+`AULA_QUESTION_MAX_SECONDS`), an option of the command.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from aula.core.errors import SettingsError
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    name: str
+    default: Value
+    help: str
+    least: float | None = None
+    greatest: float | None = None
+
+    @property
+    def variable(self) -> str:
+        return "AULA_" + self.name.upper().replace(".", "_")
+
+    def parse(self, raw: object, origin: str) -> Value:
+        """`raw` as this setting's type, or a SettingsError that names `origin`."""
+        kind = type(self.default)
+        value: Value
+        try:
+            if kind is bool:
+                value = _parse_bool(raw)
+            elif isinstance(raw, bool):
+                raise ValueError("a truth value")
+            elif kind is str:
+                value = str(raw)
+            else:
+                value = kind(str(raw))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"{self.name} is {raw!r} in {origin}, which is not a {_KIND_NAMES[kind]}",
+                next_step=f"set it like {self.name} = {self.default!r} ({self.help})",
+            ) from error
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            self._check_range(value, origin)
+        return value
+
+    def _check_range(self, value: float, origin: str) -> None:
+        if (self.least is not None and not value >= self.least) or (
+            self.greatest is not None and not value <= self.greatest
+        ):
+            raise SettingsError(
+                f"{self.name} is {value} in {origin}, outside {self.least} to {self.greatest}",
+                next_step=f"choose a value in that range; the default is {self.default}",
+            )
+
+
+_KIND_NAMES: dict[type, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "truth value (true or false)",
+}
+
+
+def _parse_bool(raw: object) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
+    try:
+        return words[str(raw).strip().lower()]
+    except KeyError:
+        raise ValueError(raw) from None
+
+
+TABLE: tuple[Setting, ...] = (
+    Setting("home", "", "folder for courses, engines and caches; empty: the user's data folder"),
+    Setting("course", "mechanics-en", "the course that questions go to when no --course is given"),
+    Setting("threads", 0, "threads an engine may use; 0: one per physical core", 0, 256),
+    Setting("vad.start", 0.5, "speech probability at which speech begins", 0.05, 0.99),
+    Setting("vad.end", 0.35, "speech probability under which speech may end; below vad.start", 0.01, 0.95),
+    Setting("vad.start_ms", 64, "how long the probability must stay above vad.start", 32, 2000),
+    Setting("vad.end_ms", 640, "how long it must stay under vad.end; the open microphone's wait", 32, 5000),
+    Setting("vad.lead_ms", 320, "audio kept from before the start of speech", 0, 2000),
+    Setting("question.max_seconds", 60.0, "the longest spoken question, in seconds of speech", 1, 3600),
+    Setting("question.max_characters", 2000, "the longest typed question", 10, 100_000),
+    Setting(
+        "question.min_confidence",
+        0.5,
+        "a transcript less sure than this is answered with 'please say it again'",
+        0,
+        1,
+    ),
+    Setting("answer.min_score", 0.5, "answerability under which the answer is 'this course does not say'", 0, 1),
+    Setting("speech.voice_en", "en-us", "eSpeak NG voice for English answers"),
+    Setting("speech.voice_zh", "cmn", "eSpeak NG voice for Mandarin answers"),
+    Setting("speech.words_per_minute", 165, "speaking rate of answers", 80, 450),
+    Setting("speech.cache_mb", 64, "disk space for spoken answers that may be asked again", 0, 100_000),
+)
+_BY_NAME = {setting.name: setting for setting in TABLE}
+
+
+class Settings:
+    """Values for every row of TABLE; compares and prints by value."""
+
+    def __init__(self, values: Mapping[str, Value] | None = None) -> None:
+        self._values = {setting.name: setting.default for setting in TABLE}
+        for name, raw in (values or {}).items():
+            self._values[name] = find_setting(name, "the call").parse(raw, "the call")
+        if self.number("vad.end") >= self.number("vad.start"):
+            raise SettingsError(
+                f"vad.end ({self.number('vad.end')}) is not below vad.start ({self.number('vad.start')})",
+                next_step="lower vad.end; the gap between them is what keeps speech from flickering",
+            )
+
+    def text(self, name: str) -> str:
+        return str(self._values[name])
+
+    def number(self, name: str) -> float:
+        return float(self._values[name])
+
+    def whole(self, name: str) -> int:
+        return int(self._values[name])
+
+    @property
+    def home(self) -> Path:
+        """Where courses, engines and caches live."""
+        chosen = self.text("home")
+        return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("aula", appauthor=False))
+
+    def replaced(self, **values: Value) -> "Settings":
+        """A copy with some values changed; dots are written as double underscores."""
+        changed = {name.replace("__", "."): value for name, value in values.items()}
+        return Settings({**self._values, **changed})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and other._values == self._values
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        changed = {s.name: self._values[s.name] for s in TABLE if self._values[s.name] != s.default}
+        return f"Settings({changed!r})"
+
+
+def find_setting(name: str, origin: str) -> Setting:
+    if name not in _BY_NAME:
+        raise SettingsError(
+            f"{origin} sets {name!r}, which is no setting",
+            available=sorted(_BY_NAME),
+            next_step="correct the name; docs/settings.md explains each",
+        )
+    return _BY_NAME[name]
+
+
+def load_settings(environment: Mapping[str, str] | None = None, files: tuple[Path, ...] | None = None) -> Settings:
+    """Settings from files and environment. Raises SettingsError naming the file or variable at fault."""
+    environment = os.environ if environment is None else environment
+    files = settings_files() if files is None else files
+    values: dict[str, Value] = {}
+    for path in files:
+        for name, raw in _read_toml(path).items():
+            values[name] = find_setting(name, str(path)).parse(raw, str(path))
+    for setting in TABLE:
+        if setting.variable in environment:
+            values[setting.name] = setting.parse(environment[setting.variable], setting.variable)
+    return Settings(values)
+
+
+def settings_files() -> tuple[Path, ...]:
+    return (Path(platformdirs.user_config_dir("aula", appauthor=False)) / "aula.toml", Path("aula.toml"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror})", next_step="mend its permissions") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} is not TOML ({error})", next_step='write lines like: course = "mechanics-en"'
+        ) from error
+    return dict(_flatten(document))
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows

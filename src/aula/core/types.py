@@ -1,0 +1,177 @@
+"""Frozen records that travel between floors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int16 = NDArray[np.int16]
+
+SPEECH_RATE = 16_000
+"""Samples a second that every recogniser and the voice-activity detector here expect."""
+
+
+class Capability(StrEnum):
+    """What a caller asks for; which model serves it is the ladder's business."""
+
+    DETECT = "detect"
+    TRANSCRIBE = "transcribe"
+    UNDERSTAND = "understand"
+    EMBED = "embed"
+    SPEAK = "speak"
+
+
+class Intent(StrEnum):
+    CONTENT = "content"
+    ORGANISATION = "organisation"
+    REPEAT = "repeat"
+    SLOWER = "slower"
+    GREETING = "greeting"
+    OFF_TOPIC = "off_topic"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph. A free dimension is its name, a fixed one its size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            isinstance(wanted, str) or wanted == got for wanted, got in zip(self.shape, shape, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Audio:
+    """Mono sound. `samples` is float32 in [-1, 1], shape [n]; `rate` in samples a second."""
+
+    samples: Float32
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who asks, and until when. Carried unchanged through every request of a turn.
+
+    `deadline` is an absolute moment of the runtime's clock; None means whenever.
+    `language` is a BCP-47 primary tag ("en", "zh").
+    """
+
+    language: str = "en"
+    tenant: str = "local"
+    tier: str = "question"
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What a recogniser makes of the audio so far; any of it may still change."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The final text of an utterance. `confidence` is in [0, 1]; None where the rung has no such figure."""
+
+    text: str
+    language: str
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DetectRequest:
+    """A new stream of sound in which speech is to be found."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeRequest:
+    """`vocabulary` is the course's own text, one string a sentence, that the recogniser may adapt to;
+    `vocabulary_key` names it (course and version), so that an adapted model can be kept."""
+
+    vocabulary: tuple[str, ...] = ()
+    vocabulary_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakRequest:
+    """`words_per_minute` None means the voice's usual rate."""
+
+    text: str
+    voice: str | None = None
+    words_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Understanding:
+    """`embedding`: float32 [d], unit length, in the embedder's space; `confidence` of the intent in 0..1."""
+
+    intent: Intent
+    confidence: float
+    embedding: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Where an answer stands: the passage's heading path in a document of a course."""
+
+    course: str
+    document: str
+    passage: str
+    score: float
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What will be said. A refusal is an answer too: it says that the course does not."""
+
+    text: str
+    language: str
+    intent: Intent
+    refused: bool
+    citations: tuple[Citation, ...] = ()
+    slower: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A result of the runtime, and the rung that served it."""
+
+    value: Any
+    rung: str
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What a loaded component is under; `doctor` lists them."""
+
+    component: str
+    licence: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RungInfo:
+    """What a rung says of itself before it is loaded."""
+
+    name: str
+    capability: Capability
+    languages: frozenset[str]
+    note: str = ""
+    licences: tuple[Licence, ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    def serves(self, language: str) -> bool:
+        return "*" in self.languages or language in self.languages

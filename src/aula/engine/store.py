@@ -1,0 +1,175 @@
+"""Where engines live: one folder each, named by what went in, with a manifest that vouches for every byte."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aula.core.errors import EngineError, StorageError, VerificationError
+
+MANIFEST = "manifest.json"
+_REBUILD = "build it again: aula demo --rebuild"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One backend's trial: latency in milliseconds at each profile's usual sizes, or why it was left out."""
+
+    backend: str
+    version: str
+    milliseconds: Mapping[str, float]
+    relative_error: float | None
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of an engine. `model_digest` is the SHA-256 of the file named `model`."""
+
+    name: str
+    key: str
+    backend: str
+    backend_version: str
+    target: str
+    threads: int
+    model: str
+    model_digest: str
+    sources: Mapping[str, str]
+    candidates: tuple[Candidate, ...]
+    builder: str
+
+    @property
+    def chosen(self) -> Candidate:
+        return next(candidate for candidate in self.candidates if candidate.backend == self.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A built engine on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        return self.folder / self.manifest.model
+
+    def verify(self) -> None:
+        """Raise VerificationError unless the model file is byte for byte the one that was proven."""
+        try:
+            digest = file_digest(self.model)
+        except OSError as error:
+            raise VerificationError(f"engine file {self.model} cannot be read ({error})", next_step=_REBUILD) from error
+        if digest != self.manifest.model_digest:
+            raise VerificationError(
+                f"engine file {self.model} has changed since it was proven: its SHA-256 begins with {digest[:12]}, "
+                f"the manifest vouches for {self.manifest.model_digest[:12]}",
+                next_step=_REBUILD,
+            )
+
+
+class EngineStore:
+    """A folder of engines. Writers in several processes do not disturb each other: each fills a folder of its
+    own and renames it into place, so a reader sees a whole engine or none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, key: str) -> Engine | None:
+        """The engine of that key, or None. A manifest that cannot be trusted counts as absent."""
+        folder = self.folder / key
+        try:
+            raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = _manifest_from(raw)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        inside = Path(manifest.model).name == manifest.model
+        if manifest.key != key or not inside or not (folder / manifest.model).is_file():
+            return None
+        return Engine(folder, manifest)
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A private folder to fill; it is gone at the end unless `publish` moved it."""
+        with _storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            drafted = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
+        try:
+            yield drafted
+        finally:
+            shutil.rmtree(drafted, ignore_errors=True)
+
+    def publish(self, drafted: Path, manifest: Manifest) -> Engine:
+        """Write the manifest and move the folder into place, replacing an engine of the same key."""
+        final = self.folder / manifest.key
+        with _storage_errors(self.folder):
+            (drafted / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, default=dict), encoding="utf-8")
+            drafted.chmod(0o755)
+            try:
+                drafted.rename(final)
+            except OSError:
+                if not final.exists():
+                    raise
+                # Somebody was faster, or what is there is damaged: put ours in its place.
+                old = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
+                with contextlib.suppress(FileNotFoundError):
+                    final.rename(old / "engine")
+                drafted.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
+        return Engine(final, manifest)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill the file at `path` and wait until it is on disk. Raises StorageError."""
+    with _storage_errors(path.parent):
+        write(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replace the file at `path` as a whole, or leave it as it was. Raises StorageError."""
+    with _storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".draft-", delete=False) as file:
+            try:
+                write(file)  # type: ignore[arg-type]
+                file.close()
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the engine store {folder} cannot be written ({error.strerror or error})",
+            next_step="free space or mend permissions, or choose another folder with AULA_HOME",
+        ) from error
+
+
+def _manifest_from(raw: dict[str, Any]) -> Manifest:
+    raw = dict(raw)
+    raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
+    manifest = Manifest(**raw)
+    if not all(
+        isinstance(text, str) for text in (manifest.key, manifest.model, manifest.model_digest, manifest.backend)
+    ):
+        raise EngineError("the manifest has fields of the wrong type", next_step=_REBUILD)
+    return manifest
