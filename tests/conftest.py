@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline for an example would be a timed assertion.
+settings.register_profile("aula", deadline=None)
+settings.load_profile("aula")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -17,5 +22,6 @@ def shared_data() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip(
-        "real test data is absent: put it in ../shared/data or name its folder in AULA_TEST_DATA", allow_module_level=True
+        "real test data is absent: put it in ../shared/data or name its folder in AULA_TEST_DATA",
+        allow_module_level=True,
     )

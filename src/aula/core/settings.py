@@ -99,6 +99,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("vad.start_ms", 64, "how long the probability must stay above vad.start", 32, 2000),
     Setting("vad.end_ms", 640, "how long it must stay under vad.end; the open microphone's wait", 32, 5000),
     Setting("vad.lead_ms", 320, "audio kept from before the start of speech", 0, 2000),
+    Setting("turn.draft_after_ms", 120, "how long a partial transcript must hold still to be answered ahead", 20, 5000),
     Setting("question.max_seconds", 60.0, "the longest spoken question, in seconds of speech", 1, 3600),
     Setting("question.max_characters", 2000, "the longest typed question", 10, 100_000),
     Setting(

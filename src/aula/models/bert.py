@@ -117,8 +117,8 @@ def sentence_recipe(checkpoint: Checkpoint, name: str) -> Recipe:
         example=lambda sizes, generator: _example(config, sizes, generator),
         reference=_Reference(config, weights),
         profiles=(
-            Profile("question", {"batch": Size(1, 1, 2), "sequence": Size(3, 16, 64)}),
-            Profile("passages", {"batch": Size(1, 8, 8), "sequence": Size(3, 128, longest)}),
+            Profile("question", {"batch": Size(1, 1, 2), "sequence": Size(3, min(16, longest), min(64, longest))}),
+            Profile("passages", {"batch": Size(1, 8, 8), "sequence": Size(3, min(128, longest), longest)}),
         ),
         licences=LICENCES,
     )
