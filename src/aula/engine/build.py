@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +57,13 @@ def build(
         report("computing the reference", 0.1)
         cases = _cases(recipe)
         # 3. Let every backend try it: correct first, then fast.
-        candidates: list[Candidate] = []
-        for index, backend in enumerate(backends):
-            report(f"proving on {backend}", 0.4 + 0.6 * index / len(backends))
-            candidates.append(_try(backend, model, recipe, cases, threads, clock or SystemClock()))
+        with ExitStack() as stack:
+            trials: list[_Trial] = []
+            for index, backend in enumerate(backends):
+                report(f"proving on {backend}", 0.4 + 0.3 * index / len(backends))
+                trials.append(_prove(backend, model, recipe, cases, threads, stack))
+            report("measuring", 0.7)
+            candidates = _race(trials, recipe, clock or SystemClock())
         # 4. Keep the fastest.
         best = _choose(recipe, candidates)
         manifest = Manifest(
@@ -114,18 +119,29 @@ def _cases(recipe: Recipe) -> list[Case]:
     return [(inputs, recipe.reference(inputs)) for inputs in examples]
 
 
-def _try(backend: str, model: Path, recipe: Recipe, cases: list[Case], threads: int, clock: Clock) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A backend's session if it computes what it should, or the reason why it is out of the race."""
+
+    backend: str
+    version: str
+    session: Session | None
+    error: float | None
+    rejected: str | None
+
+
+def _prove(backend: str, model: Path, recipe: Recipe, cases: list[Case], threads: int, stack: ExitStack) -> _Trial:
     version = importlib.metadata.version(BACKENDS[backend].runtime)
     try:
-        with open_session(backend, model, SessionOptions(threads=threads, states=recipe.states)) as session:
-            error = _relative_error(session, cases)
-            if not error <= recipe.tolerance:
-                reason = f"relative error {error:.1e} is over the tolerance {recipe.tolerance:.0e}"
-                return Candidate(backend, version, {}, error, reason)
-            timings = {profile.name: measure(session, recipe, profile, clock) for profile in recipe.profiles}
-            return Candidate(backend, version, timings, error)
+        options = SessionOptions(threads=threads, states=recipe.states)
+        session = stack.enter_context(open_session(backend, model, options))
+        error = _relative_error(session, cases)
     except BackendError as refusal:
-        return Candidate(backend, version, {}, None, refusal.what)
+        return _Trial(backend, version, None, None, refusal.what)
+    if not error <= recipe.tolerance:
+        reason = f"relative error {error:.1e} is over the tolerance {recipe.tolerance:.0e}"
+        return _Trial(backend, version, None, error, reason)
+    return _Trial(backend, version, session, error, None)
 
 
 def _relative_error(session: Session, cases: list[Case]) -> float:
@@ -142,17 +158,41 @@ def _relative_error(session: Session, cases: list[Case]) -> float:
     return worst
 
 
-def measure(session: Session, recipe: Recipe, profile: Profile, clock: Clock) -> float:
-    """Median milliseconds of one run at the profile's usual sizes, over 5 to 30 runs within about a second."""
+def _race(trials: list[_Trial], recipe: Recipe, clock: Clock) -> list[Candidate]:
+    racing = {trial.backend: trial.session for trial in trials if trial.session is not None}
+    medians = {profile.name: race(racing, recipe, profile, clock) for profile in recipe.profiles}
+    return [
+        Candidate(
+            trial.backend,
+            trial.version,
+            {name: median[trial.backend] for name, median in medians.items() if trial.backend in median},
+            trial.error,
+            trial.rejected,
+        )
+        for trial in trials
+    ]
+
+
+def race(sessions: Mapping[str, Session], recipe: Recipe, profile: Profile, clock: Clock) -> dict[str, float]:
+    """Median milliseconds of one run at the profile's usual sizes, by name: 5 to 30 runs each, about a second.
+
+    The sessions take turns, so that whatever else the machine does disturbs them alike.
+    """
     inputs = recipe.example(profile.usual, np.random.default_rng(0))
-    for _ in range(3):
-        session.run(inputs)
-    durations: list[float] = []
-    while len(durations) < 5 or (len(durations) < 30 and sum(durations) < 1.0):
-        start = clock.now()
-        session.run(inputs)
-        durations.append(clock.now() - start)
-    return round(1000 * statistics.median(durations), 4)
+    for session in sessions.values():
+        for _ in range(3):
+            session.run(inputs)
+    durations: dict[str, list[float]] = {name: [] for name in sessions}
+    spent = 0.0
+    for round_number in range(30):
+        if round_number >= 5 and spent > len(sessions):
+            break
+        for name, session in sessions.items():
+            start = clock.now()
+            session.run(inputs)
+            durations[name].append(clock.now() - start)
+            spent += durations[name][-1]
+    return {name: round(1000 * statistics.median(values), 4) for name, values in durations.items()}
 
 
 def _choose(recipe: Recipe, candidates: list[Candidate]) -> Candidate:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from aula.core.errors import EngineError, StorageError, VerificationError
 
@@ -94,6 +94,11 @@ class EngineStore:
             return None
         return Engine(folder, manifest)
 
+    def engines(self) -> list[Engine]:
+        """Every engine here that can be trusted, by key."""
+        keys = sorted(entry.name for entry in self.folder.glob("[!.]*") if entry.is_dir())
+        return [engine for key in keys if (engine := self.find(key)) is not None]
+
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
         """A private folder to fill; it is gone at the end unless `publish` moved it."""
@@ -137,20 +142,6 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Replace the file at `path` as a whole, or leave it as it was. Raises StorageError."""
-    with _storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".draft-", delete=False) as file:
-            try:
-                write(file)  # type: ignore[arg-type]
-                file.close()
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
 
 
 @contextlib.contextmanager

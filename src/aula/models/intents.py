@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aula.core.capabilities import Embedder
+from aula.core.files import write_atomically
 from aula.core.types import Context, Float32, Intent, Understanding
-from aula.engine.store import write_atomically
 
 ENCODER_LANGUAGES = frozenset({"en"})
 CHARACTER_FEATURES = 1024

@@ -1,0 +1,30 @@
+"""Files that are there as a whole or not at all."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from aula.core.errors import StorageError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a hidden file beside `path`, which then takes its name; an error or an interrupt leaves
+    `path` as it was. Missing folders are made. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".draft-", delete=False) as file:
+            try:
+                write(file)
+                file.close()
+                Path(file.name).replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror or error})",
+            next_step="free space or mend permissions, or choose another folder with AULA_HOME",
+        ) from error
