@@ -14,6 +14,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that the whole session shares, so that the engines in it are built once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real test data that may lie beside the checkout."""
     candidates = [Path(os.environ["AULA_TEST_DATA"])] if "AULA_TEST_DATA" in os.environ else []

@@ -16,6 +16,7 @@ FLOORS = {
     "models": 3,
     "runtime": 4,
     "assistant": 5,
+    "diagnosis": 5,
     "servers": 6,
     "deploy": 6,
     "bench": 6,

@@ -7,14 +7,13 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 HEAVY = (
-    "bm25s",
     "espeakng_loader",
-    "jieba",
     "magika",
     "markitdown",
     "onnx",
     "onnxruntime",
     "openvino",
+    "pdfminer",
     "pocketsphinx",
     "safetensors",
     "silero_vad",

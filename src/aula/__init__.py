@@ -7,6 +7,7 @@ engine        2  make engines from recipes
 models        3  meaning around tensors: hand a recipe down, offer a capability up
 runtime.py    4  joins models and serves capabilities
 assistant     5  the lesson; sees models only through the runtime
+diagnosis.py  5  what this machine can run, and what to install for more
 cli           7  parse, call one library function, print
 """
 

@@ -1,0 +1,185 @@
+"""From a question's words to the first sound of its answer, and the memory of one conversation.
+
+`prepare` runs understand → retrieve → answer → speak and stops with the first chunk of sound in hand. What it made
+changes nothing until `confirm`: a draft that is thrown away was never said.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aula.assistant.answering import answer as answer_from_course
+from aula.assistant.courses import Course
+from aula.assistant.languages import sentences
+from aula.assistant.packs import EMBEDDED_LANGUAGES
+from aula.assistant.phrases import phrase
+from aula.assistant.retrieval import Retriever
+from aula.assistant.voice import Sound, Voice
+from aula.core.errors import NoRungError, UnsupportedLanguageError
+from aula.core.settings import Settings
+from aula.core.types import (
+    Answer,
+    Capability,
+    Context,
+    Int16,
+    Intent,
+    SpeakRequest,
+    TranscribeRequest,
+    Understanding,
+)
+from aula.runtime import Runtime
+
+SLOWER = 0.75
+"""Share of the usual speaking rate after a student asked for slower speech."""
+SURE = 0.5
+"""How probable a request to repeat, to slow down or a greeting must be to be taken as one."""
+
+
+@dataclass(eq=False)
+class Prepared:
+    """An answer with its first sound in hand. Take `audio` once, or `close` it."""
+
+    answer: Answer
+    rungs: dict[str, str]
+    timings_ms: dict[str, float]
+    rate: int
+    first: Int16 | None
+    sound: Sound | None
+
+    async def audio(self) -> AsyncIterator[Int16]:
+        """int16 chunks at `rate`; none where nothing on this machine speaks the language."""
+        if self.first is not None:
+            yield self.first
+        if self.sound is not None:
+            async for chunk in self.sound.chunks:
+                yield chunk
+
+    async def close(self) -> None:
+        """Stop the voice, if it still speaks."""
+        sound, self.sound = self.sound, None
+        if sound is not None:
+            await sound.close()
+
+
+class Dialogue:
+    """One student's conversation on one course."""
+
+    def __init__(self, runtime: Runtime, course: Course, settings: Settings) -> None:
+        self._runtime = runtime
+        self._course = course
+        self._settings = settings
+        self._retriever = Retriever(course)
+        self._voice = Voice(runtime, settings)
+        self._said: Answer | None = None
+        self._slower = False
+        self.rate = 22_050
+        """Samples a second of what is spoken; exact after `warm`."""
+
+    def vocabulary(self) -> TranscribeRequest:
+        """The course's own text, for the recogniser to adapt to."""
+        return TranscribeRequest(
+            tuple(
+                sentence
+                for passage in self._course.passages
+                for text in (*passage.headings, passage.text)
+                for sentence in sentences(text, passage.language)
+            ),
+            f"{self._course.name}-{self._course.info.version}",
+        )
+
+    async def warm(self, context: Context, *, listening: bool) -> None:
+        """Load what a turn needs and run it once, so that the first question does not pay for it."""
+        prepared = await self.prepare(phrase("greeting", context.language, self._course.info.title), context)
+        self.rate = prepared.rate
+        await prepared.close()
+        if listening:
+            opened = await self._runtime.submit(Capability.TRANSCRIBE, self.vocabulary(), context)
+            await opened.value.feed(np.zeros(1600, np.float32))
+            await opened.value.close()
+
+    async def prepare(self, question: str, context: Context) -> Prepared:
+        """Make the answer and its first sound. Raises UnsupportedLanguageError for a question nobody here reads."""
+        clock = self._runtime.clock
+        start = clock.now()
+        understood = await self._runtime.submit(Capability.UNDERSTAND, question, context)
+        at_understood = clock.now()
+        understanding: Understanding = understood.value
+        answer = self._own_answer(understanding, context)
+        at_retrieved = at_understood
+        if answer is None:
+            embedding = understanding.embedding if context.language in EMBEDDED_LANGUAGES else None
+            hits = self._retriever.search(question, context.language, embedding)
+            at_retrieved = clock.now()
+            answer = answer_from_course(
+                question,
+                context.language,
+                understanding.intent,
+                hits,
+                self._course,
+                min_score=self._settings.number("answer.min_score"),
+            )
+            answer = self._with_fitting_refusal(answer)
+        at_answered = clock.now()
+        timings = {
+            "understand": 1000 * (at_understood - start),
+            "retrieve": 1000 * (at_retrieved - at_understood),
+            "answer": 1000 * (at_answered - at_retrieved),
+        }
+        rungs = {Capability.UNDERSTAND.value: understood.rung}
+        return await self._speak(answer, context, rungs, timings)
+
+    async def prepare_unclear(self, context: Context) -> Prepared:
+        """What is said when the words could not be made out."""
+        text = phrase("unclear", context.language, self._course.info.title)
+        answer = Answer(text, context.language, Intent.CONTENT, refused=True)
+        return await self._speak(answer, context, {}, {"understand": 0.0, "retrieve": 0.0, "answer": 0.0})
+
+    def confirm(self, prepared: Prepared) -> None:
+        """The answer is being said: it becomes what `repeat` refers to, and its pace the conversation's."""
+        self._slower = prepared.answer.slower
+        if prepared.answer.citations or self._said is None:
+            self._said = prepared.answer
+
+    def _own_answer(self, understanding: Understanding, context: Context) -> Answer | None:
+        """An answer that needs no course: greetings, and what was said before once more."""
+        intent = understanding.intent
+        if understanding.confidence < SURE or intent not in (Intent.GREETING, Intent.REPEAT, Intent.SLOWER):
+            return None
+        if intent is Intent.GREETING:
+            text = phrase("greeting", context.language, self._course.info.title)
+            return Answer(text, context.language, intent, refused=False, slower=self._slower)
+        slower = self._slower or intent is Intent.SLOWER
+        if self._said is None:
+            text = phrase("nothing_to_repeat", context.language, self._course.info.title)
+            return Answer(text, context.language, intent, refused=False, slower=slower)
+        return replace(self._said, intent=intent, slower=slower)
+
+    def _with_fitting_refusal(self, answer: Answer) -> Answer:
+        """A refusal in words that fit what was asked for."""
+        answer = replace(answer, slower=self._slower)
+        if answer.refused and answer.intent in (Intent.ORGANISATION, Intent.OFF_TOPIC):
+            text = phrase(answer.intent.value, answer.language, self._course.info.title)
+            return replace(answer, text=text)
+        return answer
+
+    async def _speak(
+        self, answer: Answer, context: Context, rungs: dict[str, str], timings: dict[str, float]
+    ) -> Prepared:
+        start = self._runtime.clock.now()
+        usual = self._settings.whole("speech.words_per_minute")
+        request = SpeakRequest(answer.text, words_per_minute=round(usual * SLOWER) if answer.slower else None)
+        speaking = replace(context, language=answer.language)
+        try:
+            sound = await self._voice.say(request, speaking)
+        except (UnsupportedLanguageError, NoRungError):
+            # The answer can still be read; that nothing spoke it is told by the missing rung.
+            return Prepared(answer, rungs, {**timings, "speak_first_byte": 0.0}, self.rate, None, None)
+        try:
+            first = await anext(sound.chunks, None)
+        except BaseException:
+            await sound.close()
+            raise
+        timings = {**timings, "speak_first_byte": 1000 * (self._runtime.clock.now() - start)}
+        rungs = {**rungs, Capability.SPEAK.value: sound.rung}
+        return Prepared(answer, rungs, timings, sound.rate, first, sound)

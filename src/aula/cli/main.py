@@ -1,0 +1,67 @@
+"""The command `aula`. Each command lives in a file of its own."""
+
+import os
+import sys
+
+import click
+
+from aula import __version__
+from aula.cli.ask import ask
+from aula.cli.course import course
+from aula.cli.demo import demo
+from aula.cli.doctor import doctor
+from aula.cli.output import failures, report_defect
+
+EXIT_CODES = """\b
+Exit codes:
+  0   answered; an honest "this course does not say" is an answer too
+  1   a defect of aula's
+  2   bad options or settings
+  3   unusable audio or text
+  4   a course or document is missing, empty or unreadable
+  5   a model or engine is missing or broken
+  6   no microphone or loudspeaker
+  7   nothing was heard
+  8   a language that nothing here hears, reads or speaks
+  9   storage: no permission, no space, a damaged library
+  10  the deadline passed
+  130 interrupted (Ctrl-C)
+"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(__version__, "--version", "-V", prog_name="aula")
+def cli() -> None:
+    """Real-time AI for the classroom: a student asks aloud, the answer sounds at once, from the course.
+
+    \b
+    Start here:
+      aula demo                            three spoken questions, answered aloud
+      aula ask --text "What is inertia?"   one typed question
+      aula course add lecture.pdf          your own course
+    """
+
+
+for command in (ask, course, doctor, demo):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: whatever happens, a user sees a message and an exit code, never a traceback."""
+    try:
+        with failures(as_json="--json" in sys.argv):
+            cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.exceptions.Exit as end:
+        raise SystemExit(end.exit_code) from None
+    except Exception as error:  # the outermost line of defence
+        report_defect(error, debug=bool(os.environ.get("AULA_DEBUG")))
+
+
+if __name__ == "__main__":
+    main()

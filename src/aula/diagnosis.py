@@ -1,0 +1,149 @@
+"""Floor 5: what this machine can run, found out by trying, and what to install for more."""
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aula.audio.devices import describe_devices
+from aula.backends.session import BACKENDS
+from aula.core.settings import TABLE, Settings, settings_files
+from aula.core.types import Licence
+from aula.engine.build import physical_cores
+from aula.engine.store import EngineStore
+from aula.runtime import RungReport, Runtime
+
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+"""Instruction sets that decide how fast an engine can be, as Linux names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that was looked for. `advice` says how to get it where it is missing."""
+
+    name: str
+    present: bool
+    details: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    machine: tuple[Part, ...]
+    backends: tuple[Part, ...]
+    targets: tuple[Part, ...]
+    rungs: tuple[RungReport, ...]
+    devices: tuple[str, ...]
+    engines: tuple[Part, ...]
+    settings: dict[str, Any]
+    settings_files: tuple[Part, ...]
+    licences: tuple[Licence, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every capability has at least one rung that loads."""
+        wanted = {report.info.capability for report in self.rungs}
+        return wanted == {report.info.capability for report in self.rungs if report.error is None}
+
+
+async def diagnose(settings: Settings, runtime: Runtime) -> Diagnosis:
+    """Look at everything and load every rung once; builds the engines that are not built yet."""
+    rungs = tuple(await runtime.probe())
+    licences = {licence for report in rungs for licence in report.info.licences}
+    return Diagnosis(
+        machine=_machine(),
+        backends=tuple(_package(backend.name, backend.runtime, backend.install) for backend in BACKENDS.values()),
+        targets=_targets(),
+        rungs=rungs,
+        devices=tuple(describe_devices()),
+        engines=_engines(settings),
+        settings={setting.name: settings.text(setting.name) for setting in TABLE},
+        settings_files=tuple(Part(str(path), path.is_file(), "") for path in settings_files()),
+        licences=tuple(sorted(licences, key=lambda licence: licence.component)),
+    )
+
+
+def _machine() -> tuple[Part, ...]:
+    name, flags = _processor()
+    return (
+        Part("Python", True, f"{platform.python_version()} at {Path(sys.executable).name}"),
+        Part("system", True, platform.platform()),
+        Part("processor", True, f"{name}, {physical_cores()} cores for this process"),
+        Part("instruction sets", bool(flags), " ".join(flags) or "unknown"),
+        Part("memory", True, _memory()),
+    )
+
+
+def _processor() -> tuple[str, list[str]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine(), []
+    pairs = (line.partition(":") for line in reversed(text.splitlines()))
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return fields.get("model name", platform.machine()), [feature for feature in FEATURES if feature in flags]
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+def _package(name: str, package: str, install: str) -> Part:
+    if importlib.util.find_spec(package) is None:
+        return Part(name, False, "not installed", install)
+    return Part(name, True, importlib.metadata.version(package))
+
+
+def _targets() -> tuple[Part, ...]:
+    """cpu always; the GPU targets need a driver, cuda-python and TensorRT."""
+    gpus = _gpus()
+    tensorrt = _package("TensorRT", "tensorrt", 'pip install "aula[gpu]"')
+    cpu = Part("cpu", True, "OpenVINO and ONNX Runtime, the faster of them by measurement")
+    if not gpus:
+        absent = Part("GPU (sm75 T4, sm86 A10, sm89 L4, sm90 H100/H200)", False, "no NVIDIA driver was found here")
+        return (cpu, absent)
+    ready = "TensorRT targets come with step 3 of the plan; see the README"
+    return (cpu, *(Part(name, False, ready) for name in gpus), tensorrt)
+
+
+def _gpus() -> list[str]:
+    """Targets of the GPUs here, asked of the driver library itself (cuda.h: attributes 75 and 76 are the compute
+    capability)."""
+    library = ctypes.util.find_library("cuda")
+    if library is None:
+        return []
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    targets = []
+    for ordinal in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        driver.cuDeviceGet(ctypes.byref(device), ordinal)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        targets.append(f"sm{major.value}{minor.value}")
+    return targets
+
+
+def _engines(settings: Settings) -> tuple[Part, ...]:
+    store = EngineStore(settings.home / "engines")
+    parts = []
+    for engine in store.engines():
+        chosen = engine.manifest.chosen
+        times = ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in chosen.milliseconds.items())
+        parts.append(Part(engine.manifest.name, True, f"{chosen.backend} {chosen.version}: {times}"))
+    return tuple(parts)
