@@ -48,6 +48,9 @@ _DEFINITION_EN: tuple[re.Pattern[str], ...] = tuple(
         r"what(?: is|'s| are| was|s)? (?:meant by|the (?:meaning|definition|concept|idea) of) (?P<x>.+)",
         r"what (?:does|do|did) (?P<x>.+?) mean",
         r"what do (?:you|we|they) (?:mean by|call) (?P<x>.+)",
+        r"how (?:do|can|could|should|would) (?:i|we|you|one) (?:calculate|compute|find|work out|determine|get) (?P<x>.+)",
+        r"how (?:is|are) (?P<x>.+?) (?:calculated|computed|worked out|defined)",
+        r"(?:what(?: is|'s| are) )?the (?:formula|equation)s? (?:of|for) (?P<x>.+)",
         r"(?:please )?(?:define|explain|describe)(?: to (?:me|us))? (?:what )?"
         r"(?:the (?:term|meaning|concept|idea|definition)(?: of)? )?(?P<x>.+?)(?: (?:is|are|means?))?",
         r"(?:please )?tell (?:me|us)(?: more| something)? (?:about|what) (?P<x>.+?)(?: (?:is|are|means?))?",
@@ -81,6 +84,8 @@ _DEFINITION_ZH: tuple[re.Pattern[str], ...] = tuple(
     re.compile(pattern)
     for pattern in (
         "(?:什么是|什么叫做?|何为|何谓|啥是)(?P<x>.+)",
+        "(?:怎么|怎样|如何)(?:计算|求|算)(?:出)?(?P<x>.+)",
+        "(?P<x>.+?)(?:该)?(?:怎么|怎样|如何)(?:计算|求|算)",
         "(?P<x>.+?)(?:的(?:定义|含义|意思|概念))?(?:究竟|到底|具体)?(?:是什么(?:意思|东西|概念|量)?|是啥|指的?是?什么|是指什么|什么意思)",
         "(?P<x>.+?)(?:这个词)?的?(?:定义|含义|意思|概念)(?:是什么|是啥)?",
         "(?:解释|介绍|讲|说|讲讲|说说|讲解|说明)(?:一下|下)?(?:什么是)?(?P<x>.+?)",

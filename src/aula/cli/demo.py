@@ -20,9 +20,9 @@ from aula.core.types import Capability, Context, SpeakRequest
 from aula.runtime import Runtime, open_runtime
 
 QUESTIONS = (
-    ("What is terminal velocity?", "en-us"),
-    ("Why does a satellite stay in orbit?", "en-gb+f3"),
-    ("What is the difference between mass and weight?", "en-us+m3"),
+    ("What is terminal velocity?", "en-us+f2"),
+    ("How do I calculate kinetic energy?", "en-us"),
+    ("What is Newton's second law?", "en-us+f3"),
 )
 """Asked by three synthetic students: question and eSpeak NG voice."""
 CHINESE_QUESTION = "什么是惯性？"

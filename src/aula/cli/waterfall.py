@@ -14,8 +14,8 @@ STAGES = ("transcribe", "understand", "retrieve", "answer", "speak_first_byte")
 def print_answer(console: Console, asked: Asked) -> None:
     """Question, answer, where it stands in the course, and the waterfall."""
     table = Table.grid(padding=(0, 2))
-    table.add_row(Text("You", "bold cyan"), Text(asked.transcript))
-    table.add_row(Text("aula", "bold green"), Text(asked.answer.text))
+    table.add_row(Text("You", "bold cyan"), Text(asked.transcript, overflow="fold"))
+    table.add_row(Text("aula", "bold green"), Text(asked.answer.text, overflow="fold"))
     for citation in asked.answer.citations:
         where = f"{citation.document} › {citation.passage}  (score {citation.score:.2f})"
         table.add_row("", Text(where, "dim"))
