@@ -48,7 +48,8 @@ _DEFINITION_EN: tuple[re.Pattern[str], ...] = tuple(
         r"what(?: is|'s| are| was|s)? (?:meant by|the (?:meaning|definition|concept|idea) of) (?P<x>.+)",
         r"what (?:does|do|did) (?P<x>.+?) mean",
         r"what do (?:you|we|they) (?:mean by|call) (?P<x>.+)",
-        r"how (?:do|can|could|should|would) (?:i|we|you|one) (?:calculate|compute|find|work out|determine|get) (?P<x>.+)",
+        r"how (?:do|can|could|should|would) (?:i|we|you|one) "
+        r"(?:calculate|compute|find|work out|determine|get) (?P<x>.+)",
         r"how (?:is|are) (?P<x>.+?) (?:calculated|computed|worked out|defined)",
         r"(?:what(?: is|'s| are) )?the (?:formula|equation)s? (?:of|for) (?P<x>.+)",
         r"(?:please )?(?:define|explain|describe)(?: to (?:me|us))? (?:what )?"

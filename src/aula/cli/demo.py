@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from aula.assistant.asking import Asked, Listener, ask_file, ask_text
 from aula.assistant.dialogue import Dialogue
@@ -25,6 +26,8 @@ QUESTIONS = (
     ("What is Newton's second law?", "en-us+f3"),
 )
 """Asked by three synthetic students: question and eSpeak NG voice."""
+RELEASE_MS = 250
+"""Silence at the end of each recording: a hand leaves the button a moment after the last word."""
 CHINESE_QUESTION = "什么是惯性？"
 
 NEXT = """\
@@ -127,4 +130,5 @@ async def _record(runtime: Runtime, text: str, voice: str, path: Path, context: 
     with WavWriter(path, outcome.value.rate) as writer:
         async for chunk in outcome.value:
             writer.write(chunk)
+        writer.write(np.zeros(outcome.value.rate * RELEASE_MS // 1000, np.int16))
     return path

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from aula.assistant.asking import Asked
 
-WIDTH = 28
+WIDTH = 22
 STAGES = ("transcribe", "understand", "retrieve", "answer", "speak_first_byte")
 
 
@@ -44,7 +44,7 @@ def waterfall(asked: Asked) -> Table:
         start = min(round(offset), WIDTH - 1)
         filled = max(1, min(round(offset + length), WIDTH) - start)
         bar = Text(" " * start + "█" * filled, style="blue" if stage in ahead else "green")
-        note = "held back until the commit" if stage in ahead else asked.rungs.get(stage, "")
+        note = "held back" if stage in ahead else asked.rungs.get(stage, "")
         table.add_row(stage, f"{timings[stage]:.1f} ms", bar, Text(note, style="dim"))
         offset += length
     clock = "commit → first audio" if timings["transcribe"] else "Enter → first audio"
