@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-from aula.engine.build import physical_cores
+from aula.engine.build import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "pocketsphinx", "espeakng-loader")
 
@@ -22,7 +22,7 @@ def machine() -> dict[str, str]:
     versions = {package: _version(package) for package in PACKAGES}
     return {
         "processor": name,
-        "cores": str(physical_cores()),
+        "cores": str(usable_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,

@@ -20,7 +20,13 @@ def render_cli() -> str:
     """docs/cli.md: every command's --help, as it is printed at 100 columns."""
     parts = ["# Commands\n\nWritten by `make docs` from the program itself.\n"]
     for path, command in _commands(cli, ("aula",)):
-        context = click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command,
+            info_name=" ".join(path),
+            terminal_width=100,
+            max_content_width=100,
+            help_option_names=["-h", "--help"],
+        )
         parts.append(f"## {' '.join(path)}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

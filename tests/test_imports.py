@@ -10,6 +10,7 @@ HEAVY = (
     "espeakng_loader",
     "magika",
     "markitdown",
+    "nncf",
     "onnx",
     "onnxruntime",
     "openvino",

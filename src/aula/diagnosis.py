@@ -14,7 +14,7 @@ from aula.audio.devices import describe_devices
 from aula.backends.session import BACKENDS
 from aula.core.settings import TABLE, Settings, settings_files
 from aula.core.types import Licence
-from aula.engine.build import physical_cores
+from aula.engine.build import usable_cores
 from aula.engine.store import EngineStore
 from aula.runtime import RungReport, Runtime
 
@@ -73,7 +73,7 @@ def _machine() -> tuple[Part, ...]:
     return (
         Part("Python", True, f"{platform.python_version()} at {Path(sys.executable).name}"),
         Part("system", True, platform.platform()),
-        Part("processor", True, f"{name}, {physical_cores()} cores for this process"),
+        Part("processor", True, f"{name}, {usable_cores()} cores for this process"),
         Part("instruction sets", bool(flags), " ".join(flags) or "unknown"),
         Part("memory", True, _memory()),
     )

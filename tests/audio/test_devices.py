@@ -4,10 +4,10 @@ import builtins
 from typing import Any
 
 import pytest
-from tests.audio.fake_sounddevice import FakeSoundDevice, PortAudioError, raising
 
 from aula.audio.devices import DeviceFormat, agree_on_format, describe_devices, load_sounddevice, opening
 from aula.core.errors import DeviceError
+from tests.audio.fake_sounddevice import FakeSoundDevice, PortAudioError, raising
 
 
 def refuse_import(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

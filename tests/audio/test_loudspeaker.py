@@ -4,12 +4,12 @@ import asyncio
 
 import numpy as np
 import pytest
-from tests.audio.fake_sounddevice import FakeSoundDevice
 
 from aula.audio.loudspeaker import Loudspeaker, LoudspeakerStatistics
 from aula.core.clock import FakeClock
 from aula.core.errors import DeviceError
 from aula.core.types import Int16
+from tests.audio.fake_sounddevice import FakeSoundDevice
 
 
 def ramp(start: int, stop: int) -> Int16:

@@ -4,11 +4,11 @@ import asyncio
 
 import numpy as np
 import pytest
-from tests.audio.fake_sounddevice import FakeSoundDevice
 
 from aula.audio.microphone import Microphone, MicrophoneStatistics
 from aula.core.errors import DeviceError
 from aula.core.types import Float32
+from tests.audio.fake_sounddevice import FakeSoundDevice
 
 
 def block(value: float, size: int = 320) -> Float32:

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.running import Ended, Run
 
 from aula.cli.main import main
 from aula.core.errors import ModelNotFoundError
 from aula.models import bert, silero
+from tests.cli.running import Ended, Run
 
 
 @pytest.fixture

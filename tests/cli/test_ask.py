@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.cli.running import Run
 
 from aula.audio.encoding import write_wav
 from aula.core.settings import Settings
 from aula.core.types import Context, Float32, SpeakRequest
 from aula.models.espeak import EspeakSpeaker
+from tests.cli.running import Run
 
 pytestmark = pytest.mark.usefixtures("models")
 

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.cli.running import Run
 
 COURSE = "---\ntitle: Bicycles\nlanguage: en\n---\n## Spokes\n\nA spoke is a thin rod that joins the rim to the hub.\n"

@@ -1,8 +1,8 @@
 import pytest
-from tests.cli.running import Run
 
 from aula import __version__
 from aula.cli import main as module
+from tests.cli.running import Run
 
 
 def test_version_and_help(run: Run) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from aula.core.errors import CheckpointError, ModelNotFoundError
 from aula.core.settings import Settings
-from aula.engine.build import build, open_engine
+from aula.engine.build import BuildOptions, build, open_engine
 from aula.engine.store import EngineStore
 from aula.models import bert
 from aula.models.bert import BertConfig, SentenceEncoder, sentence_recipe
@@ -48,14 +48,14 @@ def _checkpoint(folder: Path, prefix: str = "", **changes: Any) -> Checkpoint:
 @pytest.mark.parametrize("prefix", ["", "bert."])
 def test_the_written_graph_equals_the_plain_reference_on_every_backend(tmp_path: Path, prefix: str) -> None:
     recipe = sentence_recipe(_checkpoint(tmp_path / "model", prefix), "small")
-    engine = build(recipe, EngineStore(tmp_path / "store"), threads=1)
+    engine = build(recipe, EngineStore(tmp_path / "store"), BuildOptions(threads=1))
     errors = [candidate.relative_error for candidate in engine.manifest.candidates]
     assert all(error is not None and error < 1e-5 for error in errors), engine.manifest.candidates
 
 
 def test_padding_does_not_change_a_row(tmp_path: Path) -> None:
     recipe = sentence_recipe(_checkpoint(tmp_path / "model"), "small")
-    with open_engine(build(recipe, EngineStore(tmp_path / "store"), threads=1), recipe) as session:
+    with open_engine(build(recipe, EngineStore(tmp_path / "store"), BuildOptions(threads=1)), recipe) as session:
         tokens = np.arange(6, dtype=np.int64)[None]
         alone = session.run({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["embedding"]
         padded = np.pad(tokens, ((0, 0), (0, 5)), constant_values=7)

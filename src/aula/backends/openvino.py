@@ -1,5 +1,6 @@
 """OpenVINO on the CPU. Reads ONNX files directly."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class OpenVinoSession(Session):
             # On AMX machines OpenVINO rounds to BF16 unless told otherwise, so results differ between CPUs.
             config["INFERENCE_PRECISION_HINT"] = "f32"
         compiled: Any = refusing("OpenVINO", model, lambda: openvino.Core().compile_model(str(model), "CPU", config))
+        self._compiled = compiled
         self._request: Any = compiled.create_infer_request()
         self._output_names = [_name(port) for port in compiled.outputs]
         super().__init__([_spec(port) for port in compiled.inputs], [_spec(port) for port in compiled.outputs], options)
@@ -38,8 +40,16 @@ class OpenVinoSession(Session):
             ) from error
         return {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
 
+    def precisions(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            if _told(info, "layerType") in _PRODUCTS:
+                counts[_PRECISIONS.get(_told(info, "runtimePrecision"), "fp32")] += 1
+        return dict(counts)
+
     def _close(self) -> None:
-        self._request = None
+        self._request = self._compiled = None
 
 
 def _name(port: Any) -> str:
@@ -56,6 +66,17 @@ def _spec(port: Any) -> TensorSpec:
         size.get_length() if size.is_static else f"free_{axis}" for axis, size in enumerate(port.partial_shape)
     )
     return TensorSpec(_name(port), dtype, shape)
+
+
+_PRODUCTS = {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "ScaledDotProductAttention"}
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
+def _told(info: Any, key: str) -> str:
+    if key not in info:
+        return ""
+    value = info[key]
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
 
 
 def open_model(model: Path, options: SessionOptions) -> Session:

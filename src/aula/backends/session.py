@@ -89,6 +89,11 @@ class Session:
                 )
             self._states[pair.input] = np.full(cast(tuple[int, ...], shape), pair.initial, dtype=spec.dtype)
 
+    def precisions(self) -> dict[str, int]:
+        """How many of the matrix products and convolutions truly run in each precision, as the runtime tells;
+        {} where it does not tell."""
+        return {}
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

@@ -7,6 +7,7 @@ import click
 
 from aula import __version__
 from aula.cli.ask import ask
+from aula.cli.build import build, inspect, verify_engine
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (ask, course, doctor, demo):
+for command in (ask, course, doctor, demo, build, inspect, verify_engine):
     cli.add_command(command)
 
 

@@ -18,6 +18,7 @@
     │   ├── CheckpointError        weights that are missing, mis-shaped or foreign
     │   ├── BackendError           a runtime is absent, or it refused a graph or a tensor
     │   ├── VerificationError      an engine differs from its reference
+    │   ├── CalibrationError       calibration data that is random, too little or of the wrong form
     │   └── NoRungError            nothing on this machine serves the capability
     ├── DeviceError                no microphone, no loudspeaker                     exit 6
     ├── NothingHeardError          silence, noise, or words nobody could make out    exit 7
@@ -116,6 +117,10 @@ class BackendError(EngineError):
 
 
 class VerificationError(EngineError):
+    pass
+
+
+class CalibrationError(EngineError):
     pass
 
 

@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aula.core.errors import EngineError, StorageError, VerificationError
+from aula.core.errors import StorageError, VerificationError
 
 MANIFEST = "manifest.json"
 _REBUILD = "build it again: aula demo --rebuild"
@@ -19,34 +19,70 @@ _REBUILD = "build it again: aula demo --rebuild"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One backend's trial: latency in milliseconds at each profile's usual sizes, or why it was left out."""
+    """One precision on one backend: latency in milliseconds at each profile's usual sizes, the largest error relative
+    to the reference, the task's metric, how many layers truly run in which precision; or why it was left out."""
 
     backend: str
     version: str
+    precision: str
     milliseconds: Mapping[str, float]
     relative_error: float | None
+    metric: float | None = None
+    layers: Mapping[str, int] = field(default_factory=dict)
     rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What a lower precision was held to: the fp32 engine's metric on labelled examples, and the drop allowed."""
+
+    metric: str
+    reference: float
+    examples: int
+    digest: str
+    most_drop: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How the int8 graph was made: from which real data, by which method, with which layers left in fp32."""
+
+    method: str
+    examples: int
+    source: str
+    digest: str
+    restored: tuple[str, ...]
+    tried: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of an engine. `model_digest` is the SHA-256 of the file named `model`."""
+    """What is known of an engine. `model_digest` is the SHA-256 of the file named `model`; `profiles` gives least,
+    usual and greatest of every free dimension."""
 
     name: str
     key: str
     backend: str
     backend_version: str
+    precision: str
     target: str
     threads: int
     model: str
     model_digest: str
     sources: Mapping[str, str]
+    profiles: Mapping[str, Mapping[str, tuple[int, int, int]]]
+    gate: Gate | None
+    quantisation: Quantisation | None
     candidates: tuple[Candidate, ...]
     builder: str
 
     @property
     def chosen(self) -> Candidate:
-        return next(candidate for candidate in self.candidates if candidate.backend == self.backend)
+        return next(
+            candidate
+            for candidate in self.candidates
+            if (candidate.backend, candidate.precision) == (self.backend, self.precision)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +123,7 @@ class EngineStore:
         try:
             raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             manifest = _manifest_from(raw)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         inside = Path(manifest.model).name == manifest.model
         if manifest.key != key or not inside or not (folder / manifest.model).is_file():
@@ -156,11 +192,31 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 
 def _manifest_from(raw: dict[str, Any]) -> Manifest:
-    raw = dict(raw)
-    raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
-    manifest = Manifest(**raw)
-    if not all(
-        isinstance(text, str) for text in (manifest.key, manifest.model, manifest.model_digest, manifest.backend)
-    ):
-        raise EngineError("the manifest has fields of the wrong type", next_step=_REBUILD)
+    """Raises ValueError, TypeError or KeyError for anything that this builder did not write."""
+    gate, quantisation = raw["gate"], raw["quantisation"]
+    profiles = {
+        name: {dimension: _three(sizes) for dimension, sizes in profile.items()}
+        for name, profile in raw["profiles"].items()
+    }
+    manifest = Manifest(
+        **{
+            **raw,
+            "profiles": profiles,
+            "gate": Gate(**gate) if gate is not None else None,
+            "quantisation": Quantisation(**{**quantisation, "restored": tuple(quantisation["restored"])})
+            if quantisation is not None
+            else None,
+            "candidates": tuple(Candidate(**candidate) for candidate in raw["candidates"]),
+        }
+    )
+    texts = (manifest.name, manifest.key, manifest.model, manifest.model_digest, manifest.backend, manifest.precision)
+    if not all(isinstance(text, str) for text in texts) or type(manifest.threads) is not int:
+        raise TypeError("a field has the wrong type")
+    if not any((c.backend, c.precision) == (manifest.backend, manifest.precision) for c in manifest.candidates):
+        raise ValueError("the chosen engine is not among the candidates")
     return manifest
+
+
+def _three(sizes: Any) -> tuple[int, int, int]:
+    least, usual, greatest = (int(size) for size in sizes)
+    return least, usual, greatest

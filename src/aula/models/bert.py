@@ -4,7 +4,7 @@ Architecture: Devlin et al. 2018 (arXiv:1810.04805), post-norm encoder with exac
 Reimers & Gurevych 2019 (arXiv:1908.10084), mean over tokens, then unit length.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -17,9 +17,9 @@ from aula.backends.session import Session
 from aula.core.errors import CheckpointError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Float32, Licence, RungInfo
-from aula.engine.build import Progress, build, open_engine
+from aula.engine.build import BuildOptions, Progress, build, open_engine
 from aula.engine.graph import bind_weights
-from aula.engine.recipe import Arrays, Profile, Recipe, Size
+from aula.engine.recipe import Arrays, Calibration, Profile, Recipe, Size, Task
 from aula.engine.store import EngineStore
 from aula.models.checkpoints import Checkpoint, packaged_file
 
@@ -100,7 +100,13 @@ class BertConfig:
         return shapes
 
 
-def sentence_recipe(checkpoint: Checkpoint, name: str) -> Recipe:
+def sentence_recipe(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    calibration: Callable[[], Calibration] | None = None,
+    task: Callable[[], Task] | None = None,
+) -> Recipe:
     """input_ids and attention_mask, int64 [batch, sequence], to embedding, float32 [batch, hidden], unit length."""
     config = BertConfig.from_checkpoint(checkpoint)
     shapes = config.weight_shapes()
@@ -120,6 +126,8 @@ def sentence_recipe(checkpoint: Checkpoint, name: str) -> Recipe:
             Profile("question", {"batch": Size(1, 1, 2), "sequence": Size(3, min(16, longest), min(64, longest))}),
             Profile("passages", {"batch": Size(1, 8, 8), "sequence": Size(3, min(128, longest), longest)}),
         ),
+        calibration=calibration,
+        task=task,
         licences=LICENCES,
     )
 
@@ -264,11 +272,9 @@ def _example(config: BertConfig, sizes: Mapping[str, int], generator: np.random.
 class SentenceEncoder:
     """Texts to unit vectors on a proven engine. Implements `Embedder`."""
 
-    batch = 8
-
     def __init__(self, session: Session, checkpoint: Checkpoint, dimensions: int) -> None:
         self._session = session
-        self._tokenizer = _open_tokenizer(checkpoint)
+        self._tokenizer = open_tokenizer(checkpoint)
         self.dimensions = dimensions
 
     @classmethod
@@ -277,30 +283,35 @@ class SentenceEncoder:
         checkpoint = minilm_checkpoint()
         recipe = sentence_recipe(checkpoint, "minilm")
         store = EngineStore(settings.home / "engines")
-        engine = build(recipe, store, threads=settings.whole("threads"), progress=progress)
+        engine = build(recipe, store, BuildOptions(threads=settings.whole("threads")), progress=progress)
         dimensions = BertConfig.from_checkpoint(checkpoint).hidden_size
         return cls(open_engine(engine, recipe), checkpoint, dimensions)
 
     def embed(self, texts: Sequence[str]) -> Float32:
         """float32 [len(texts), dimensions]. A text beyond 256 tokens is cut, as the checkpoint's card says."""
-        encodings = self._tokenizer.encode_batch(list(texts))
-        # Texts of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda index: len(encodings[index].ids))
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            longest = len(encodings[rows[-1]].ids)
-            tokens = np.zeros((len(rows), longest), dtype=np.int64)
-            mask = np.zeros_like(tokens)
-            for row, index in enumerate(rows):
-                ids = encodings[index].ids
-                tokens[row, : len(ids)] = ids
-                mask[row, : len(ids)] = 1
-            vectors[rows] = self._session.run({"input_ids": tokens, "attention_mask": mask})["embedding"]
-        return vectors
+        return embed_texts(self._session, self._tokenizer, texts, self.dimensions)
 
     def close(self) -> None:
         self._session.close()
+
+
+def embed_texts(session: Session, tokenizer: Any, texts: Sequence[str], dimensions: int, batch: int = 8) -> Float32:
+    """float32 [len(texts), dimensions]: each row as if its text had been alone."""
+    encodings = tokenizer.encode_batch(list(texts))
+    # Texts of like length share a batch, so that little of it is padding.
+    order = sorted(range(len(texts)), key=lambda index: len(encodings[index].ids))
+    vectors = np.empty((len(texts), dimensions), dtype=np.float32)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        longest = len(encodings[rows[-1]].ids)
+        tokens = np.zeros((len(rows), longest), dtype=np.int64)
+        mask = np.zeros_like(tokens)
+        for row, index in enumerate(rows):
+            ids = encodings[index].ids
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        vectors[rows] = session.run({"input_ids": tokens, "attention_mask": mask})["embedding"]
+    return vectors
 
 
 def minilm_checkpoint() -> Checkpoint:
@@ -308,7 +319,7 @@ def minilm_checkpoint() -> Checkpoint:
     return Checkpoint(packaged_file(PACKAGE, "model", INSTALL))
 
 
-def _open_tokenizer(checkpoint: Checkpoint) -> Any:
+def open_tokenizer(checkpoint: Checkpoint) -> Any:
     from tokenizers import Tokenizer
 
     path: Path = checkpoint.folder / "tokenizer.json"

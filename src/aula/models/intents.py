@@ -22,21 +22,21 @@ ENCODER_LANGUAGES = frozenset({"en"})
 CHARACTER_FEATURES = 1024
 
 
-class IntentHead:
+class LinearHead:
     """Class probabilities from a feature row: softmax of features @ weights."""
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
         self._weights = weights
 
     @classmethod
-    def fitted(cls, features: Float32, labels: Sequence[Intent], penalty: float = 2e-3) -> "IntentHead":
-        """`features` float32 [n, d], one label a row. Classes weigh the same, however many examples each has."""
-        order = list(Intent)
-        targets = np.array([[label is intent for intent in order] for label in labels], dtype=np.float64)
+    def fitted(cls, features: Float32, labels: Sequence[int], classes: int, penalty: float = 2e-3) -> "LinearHead":
+        """`features` float32 [n, d], one label in 0..classes-1 a row. Classes weigh the same, however many examples
+        each has."""
+        targets = np.eye(classes)[np.asarray(labels, dtype=np.int64)]
         shares = targets / np.maximum(targets.sum(axis=0), 1)
         row_weights = shares.sum(axis=1, keepdims=True) / len({*labels})
         rows = _with_bias(features)
-        weights = np.zeros((rows.shape[1], len(order)))
+        weights = np.zeros((rows.shape[1], classes))
         velocity = np.zeros_like(weights)
         # Nesterov's accelerated gradient; 2.0 bounds the loss's curvature, since rows are at most sqrt(2) long.
         for step in range(600):
@@ -47,20 +47,20 @@ class IntentHead:
         return cls(weights)
 
     def probabilities(self, features: Float32) -> NDArray[np.float64]:
-        """float64 [n, number of intents], rows sum to 1; columns in the order of `Intent`."""
+        """float64 [n, classes], rows sum to 1."""
         return _softmax(_with_bias(features) @ self._weights)
 
     def save(self, path: Path) -> None:
         write_atomically(path, lambda file: np.save(file, self._weights))
 
     @classmethod
-    def load(cls, path: Path) -> "IntentHead | None":
+    def load(cls, path: Path) -> "LinearHead | None":
         """The saved head, or None where there is none that can be read."""
         try:
             weights = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return cls(weights) if weights.ndim == 2 and weights.shape[1] == len(Intent) else None
+        return cls(weights) if weights.ndim == 2 else None
 
 
 class IntentUnderstander:
@@ -80,15 +80,18 @@ class IntentUnderstander:
         best = int(shares.argmax())
         return Understanding(list(Intent)[best], float(shares[best]), embedding)
 
-    def _open_head(self, language: str, examples: Mapping[Intent, Sequence[str]], folder: Path) -> IntentHead:
-        labels = [intent for intent, sentences in examples.items() for _ in sentences]
+    def _open_head(self, language: str, examples: Mapping[Intent, Sequence[str]], folder: Path) -> LinearHead:
+        order = list(Intent)
+        labels = [order.index(intent) for intent, sentences in examples.items() for _ in sentences]
         sentences = [sentence for group in examples.values() for sentence in group]
         identity = repr((2, sorted(zip(labels, sentences, strict=True)), self._encoder.dimensions))
         path = folder / f"intents-{language}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-        if (head := IntentHead.load(path)) is not None:
+        if (head := LinearHead.load(path)) is not None:
             return head
         encoded = language in ENCODER_LANGUAGES
-        head = IntentHead.fitted(self._encoder.embed(sentences) if encoded else character_features(sentences), labels)
+        head = LinearHead.fitted(
+            self._encoder.embed(sentences) if encoded else character_features(sentences), labels, len(order)
+        )
         head.save(path)
         return head
 

@@ -1,0 +1,112 @@
+"""The search for an INT8 graph that keeps the task's metric: methods first, then layers put back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aula.backends.session import available_backends, open_session
+from aula.core.errors import BackendError
+from aula.engine.quantize import (
+    CONVOLUTION_METHODS,
+    TRANSFORMER_METHODS,
+    Method,
+    quantize,
+    quantized_layers,
+    restored,
+    sensitivities,
+)
+from aula.engine.recipe import Arrays, Calibration
+from aula.engine.store import write_file
+
+if TYPE_CHECKING:
+    import onnx
+
+Progress = Callable[[str, float], None]
+WATCHED_EXAMPLES = 8
+"""How many calibration examples the search for sensitive layers looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One precision of a graph, as a file. `restored` are the layers left in fp32; `tried` is the metric of every
+    method; `failed` says why no engine of it may ship."""
+
+    precision: str
+    path: Path
+    method: str = ""
+    restored: tuple[str, ...] = ()
+    tried: dict[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+
+def quantised_variant(
+    graph: "onnx.ModelProto",
+    calibration: Calibration,
+    path: Path,
+    *,
+    transformer: bool,
+    evaluate: Callable[[Path], float],
+    reference: float,
+    most_drop: float,
+    progress: Progress,
+) -> Variant:
+    """Write the best INT8 graph found to `path`: the first method that loses nothing against `reference`, else the
+    one that loses least; and where even that loses more than `most_drop`, with its most sensitive layers put back,
+    twice as many each time, until the metric holds."""
+    least = reference - most_drop
+    methods = TRANSFORMER_METHODS if transformer else CONVOLUTION_METHODS
+    tried: dict[str, float] = {}
+    best: tuple[float, Method, onnx.ModelProto] | None = None
+    for index, method in enumerate(methods):
+        progress(f"quantising: {method.name}", 0.7 * index / len(methods))
+        candidate = quantize(graph, calibration, method, transformer=transformer)
+        tried[method.name] = _metric(candidate, path, evaluate)
+        if best is None or tried[method.name] > best[0]:
+            best = (tried[method.name], method, candidate)
+        if tried[method.name] >= reference:
+            break
+    assert best is not None
+    metric, method, quantised = best
+    layers = quantized_layers(quantised)
+    back: tuple[str, ...] = ()
+    if metric < least:
+        progress("finding sensitive layers", 0.7)
+        ranking = [name for name, _ in sensitivities(quantised, graph, _runner(calibration, path))]
+        count = 1
+        while metric < least and count <= len(ranking):
+            progress(f"putting back {count} of {len(ranking)} layers", 0.9)
+            back = tuple(ranking[:count])
+            metric = _metric(restored(quantised, graph, back), path, evaluate)
+            count = min(2 * count, len(ranking)) if count < len(ranking) else count + 1
+    _metric(restored(quantised, graph, back), path, evaluate)
+    failed = "" if metric >= least and len(back) < len(layers) else "no layer bears int8 within the gate"
+    return Variant("int8", path, method.name, back, tried, failed)
+
+
+def _metric(model: "onnx.ModelProto", path: Path, evaluate: Callable[[Path], float]) -> float:
+    import onnx
+
+    write_file(path, lambda target: onnx.save(model, str(target)))
+    return evaluate(path)
+
+
+def _runner(calibration: Calibration, path: Path) -> Callable[["onnx.ModelProto"], list[Arrays]]:
+    """Runs a graph on a few calibration examples spread over all, on the first backend that takes it."""
+    step = max(1, len(calibration.inputs) // WATCHED_EXAMPLES)
+    examples: Sequence[Arrays] = calibration.inputs[::step][:WATCHED_EXAMPLES]
+
+    def run(model: "onnx.ModelProto") -> list[Arrays]:
+        import onnx
+
+        write_file(path, lambda target: onnx.save(model, str(target)))
+        refusals = []
+        for backend in available_backends():
+            try:
+                with open_session(backend, path) as session:
+                    return [session.run(example) for example in examples]
+            except BackendError as refusal:
+                refusals.append(refusal.what)
+        raise BackendError("; ".join(refusals), next_step="build without int8")
+
+    return run
