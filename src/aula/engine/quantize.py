@@ -8,6 +8,7 @@ al. 2020, arXiv:2004.09602, section 5.2, partial quantisation).
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,8 @@ TRANSFORMER_METHODS = (
     Method("percentile-99.99", None, 99.99),
 )
 CONVOLUTION_METHODS = (
-    Method("mean-minmax", None, over="mean"),
     Method("minmax", None),
+    Method("mean-minmax", None, over="mean"),
     Method("percentile-99.99", None, 99.99),
 )
 
@@ -195,6 +196,8 @@ def _described(types: dict[str, Any]) -> str:
 
 
 def _nncf() -> Any:
+    # NNCF reports its use to its makers unless it believes itself in a CI; a school's machine reports to nobody.
+    os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
         import nncf.quantization.range_estimator
