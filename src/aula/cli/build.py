@@ -26,8 +26,14 @@ from aula.models.catalogue import NAMES, Evidence, find_recipe
     type=click.Choice(PRECISIONS),
     help="Also try this precision; fp32 always runs. May be given several times.",
 )
-@click.option("--calibrate", type=click.Path(path_type=Path), help="Text file, one real sentence a line, for int8.")
-@click.option("--labelled", type=click.Path(path_type=Path), help="Text file, label and sentence with a tab between.")
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    help="Real examples for int8: sentences, one a line, or an npz file.",
+)
+@click.option(
+    "--labelled", type=click.Path(path_type=Path), help="Labelled ones: lines of label, tab, sentence, or an npz file."
+)
 @click.option("--store", type=click.Path(path_type=Path), help="Folder of engines; the home's if not given.")
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object.")
@@ -42,15 +48,16 @@ def build(
 ) -> None:
     """Turn a trained model into the fastest engine that passes its gate, for this machine's CPU.
 
-    MODEL is "minilm", or a folder with a sentence encoder of the BERT family (config.json, model.safetensors,
-    tokenizer.json). Every precision is proven on every backend against a plain float64 reference; int8 is
-    calibrated on real sentences, judged by the accuracy of a linear head, and shipped only if it loses less than
-    one point and is faster.
+    MODEL is "minilm", or a folder (config.json, model.safetensors) with a sentence encoder of the BERT family or
+    an EfficientNet. Every precision is proven on every backend against a plain float64 reference; int8 is
+    calibrated on real examples, judged by the task's own metric on labelled ones, and shipped only if it loses
+    less than one point and is faster.
 
     \b
     Example:
       aula build minilm --precision int8
       aula build ./my-encoder --precision int8 --calibrate sentences.txt --labelled labelled.tsv
+      aula build ./digits --precision int8 --calibrate calibration.npz --labelled test.npz
     """
     settings = load_settings()
     recipe = find_recipe(model, Evidence(calibrate, labelled))

@@ -146,28 +146,40 @@ def quantized_layers(model: "onnx.ModelProto") -> list[str]:
 
 
 def restored(quantised: "onnx.ModelProto", original: "onnx.ModelProto", layers: Collection[str]) -> "onnx.ModelProto":
-    """A copy of `quantised` in which the named layers take their inputs from before the Q/DQ pairs again."""
+    """A copy of `quantised` in which the named layers take their inputs from before the Q/DQ pairs again, and add
+    the bias that they had before it was corrected for them."""
     copy = type(quantised)()
     copy.CopyFrom(quantised)
     producers = {output: node for node in copy.graph.node for output in node.output}
-    constants = {tensor.name for tensor in copy.graph.initializer}
     before = {node.name: node for node in original.graph.node}
+    weights = {tensor.name: tensor for tensor in original.graph.initializer}
+    constants = {tensor.name: tensor for tensor in copy.graph.initializer}
+
+    def exact(source: str) -> str:
+        """The name of the original's initialiser in the copy; a changed one of that name stays for the others."""
+        there = constants.get(source)
+        if there is not None and there.SerializeToString() == weights[source].SerializeToString():
+            return source
+        name = source if there is None else f"{source}/exact"
+        if name not in constants:
+            tensor = copy.graph.initializer.add()
+            tensor.CopyFrom(weights[source])
+            tensor.name = name
+            constants[name] = tensor
+        return name
+
+    put_back: set[str] = set()
     for node in copy.graph.node:
-        if node.name not in layers:
-            continue
-        for place, name in enumerate(node.input):
-            dequantise = producers.get(name)
-            if dequantise is None or dequantise.op_type != "DequantizeLinear":
-                continue
-            quantise = producers.get(dequantise.input[0])
-            if quantise is not None and quantise.op_type == "QuantizeLinear":
-                node.input[place] = quantise.input[0]
-            else:  # a weight, stored as integers: the original has it in full
-                source = before[node.name].input[place]
-                node.input[place] = source
-                if source not in constants:
-                    constants.add(source)
-                    copy.graph.initializer.extend(t for t in original.graph.initializer if t.name == source)
+        adds_bias = node.op_type == "Add" and any(name in put_back for name in node.input)
+        if node.name in layers or adds_bias:
+            put_back.update(node.output if node.name in layers else ())
+            for place, name in enumerate(node.input):
+                source = before[node.name].input[place] if node.name in before else ""
+                dequantise = producers.get(name)
+                if source in weights:
+                    node.input[place] = exact(source)
+                elif node.name in layers and dequantise is not None and dequantise.op_type == "DequantizeLinear":
+                    node.input[place] = producers[dequantise.input[0]].input[0]
     return prune(copy)
 
 
