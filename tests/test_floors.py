@@ -21,6 +21,7 @@ FLOORS = {
     "deploy": 6,
     "bench": 6,
     "cli": 7,
+    "__main__": 8,
 }
 CORE_ONLY = {"bench"}
 """Rooms that may see nothing but the vocabulary, whatever their floor."""

@@ -9,6 +9,7 @@ runtime.py    4  joins models and serves capabilities
 assistant     5  the lesson; sees models only through the runtime
 diagnosis.py  5  what this machine can run, and what to install for more
 cli           7  parse, call one library function, print
+__main__.py   8  starts the command
 """
 
 __version__ = "0.1.0"

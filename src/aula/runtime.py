@@ -6,6 +6,7 @@ names the rung that served it.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,8 +139,12 @@ class LiveDetection:
 class Runtime:
     """Serves capabilities from rungs. Use as an async context manager; leaving it frees models and threads."""
 
-    def __init__(self, rungs: Sequence[Rung], clock: Clock | None = None) -> None:
+    def __init__(
+        self, rungs: Sequence[Rung], clock: Clock | None = None, stopping: threading.Event | None = None
+    ) -> None:
+        """`stopping` is set when the runtime closes, so that a load that takes long can give up."""
         self.clock = clock or SystemClock()
+        self._stopping = stopping or threading.Event()
         workers = {rung.worker for rung in rungs}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=f"aula-{name}") for name in workers}
         self._loaded = [_Loaded(rung, self._executors[rung.worker]) for rung in rungs]
@@ -206,7 +211,8 @@ class Runtime:
         return RuntimeStatistics(**self._counts, rungs=rungs)
 
     async def close(self) -> None:
-        """Close every model in its own thread, then end the threads."""
+        """Close every model in its own thread, then end the threads. A load that is under way is told to stop."""
+        self._stopping.set()
         closed: set[int] = set()
         for loaded in self._loaded:
             if loaded.model is not None and id(loaded.model) not in closed and hasattr(loaded.model, "close"):
@@ -322,9 +328,17 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
     """
     from aula.models import bert, espeak, intents, silero, sphinx
 
+    stopping = threading.Event()
+
+    def report(what: str, share: float) -> None:
+        if stopping.is_set():
+            raise InterruptedError("the runtime is closing")
+        if progress is not None:
+            progress(what, share)
+
     @cache
     def encoder() -> bert.SentenceEncoder:
-        return bert.SentenceEncoder.minilm(settings, progress)
+        return bert.SentenceEncoder.minilm(settings, report)
 
     return Runtime(
         [
@@ -339,4 +353,5 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
             Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
         ],
         clock,
+        stopping,
     )

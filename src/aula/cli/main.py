@@ -62,7 +62,3 @@ def main() -> None:
         raise SystemExit(end.exit_code) from None
     except Exception as error:  # the outermost line of defence
         report_defect(error, debug=bool(os.environ.get("AULA_DEBUG")))
-
-
-if __name__ == "__main__":
-    main()

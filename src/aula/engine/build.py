@@ -92,12 +92,13 @@ def build(
         report("writing the graph", 0.0)
         graph = recipe.write_graph()
         variants = [Variant("fp32", _write_model(recipe, graph, draft / "fp32.onnx"))]
-        report("computing the reference", 0.1)
-        cases = _cases(recipe)
+        cases = _cases(recipe, lambda share: report("computing the reference", 0.1 + 0.1 * share))
         prover = _Prover(recipe, cases, threads, task, options.most_drop, stack)
         # 2. Every backend proves the plain graph; the best metric among them is what lower precisions are held to.
-        report("proving fp32", 0.2)
-        trials = [prover.try_(backend, variants[0]) for backend in available_backends()]
+        trials = []
+        for backend in available_backends():
+            report(f"proving fp32 on {backend}", 0.25)
+            trials.append(prover.try_(backend, variants[0]))
         _require_one(recipe, trials)
         # 3. Lower precisions, with the layers that do not bear them put back.
         if calibration is not None and task is not None:
@@ -291,10 +292,14 @@ def _write_model(recipe: Recipe, graph: "onnx.ModelProto", path: Path) -> Path:
     return path
 
 
-def _cases(recipe: Recipe) -> list[Case]:
+def _cases(recipe: Recipe, report: Callable[[float], None] = lambda _share: None) -> list[Case]:
     generator = np.random.default_rng(20)
     examples = [recipe.example(sizes, generator) for profile in recipe.profiles for sizes in profile.corners]
-    return [(inputs, recipe.reference(inputs)) for inputs in examples]
+    cases = []
+    for number, inputs in enumerate(examples):
+        report(number / len(examples))
+        cases.append((inputs, recipe.reference(inputs)))
+    return cases
 
 
 def _real_cases(recipe: Recipe, calibration: Calibration) -> list[Case]:
