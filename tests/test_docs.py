@@ -1,5 +1,6 @@
 """The documents say what the program does. `make docs` writes the generated pages anew."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def render_cli() -> str:
 def render_settings() -> str:
     """docs/settings.md: the table of settings."""
     rows = [
-        f"| `{setting.name}` | `{setting.variable}` | `{setting.default!r}` | {setting.help} |".replace("'", '"')
+        f"| `{setting.name}` | `{setting.variable}` | `{json.dumps(setting.default)}` | {setting.help} |"
         for setting in TABLE
     ]
     return (

@@ -21,6 +21,8 @@ from aula.core.errors import (
     DeadlineError,
     EngineError,
     NoRungError,
+    SettingsError,
+    StorageError,
     UnsupportedLanguageError,
 )
 from aula.core.settings import Settings
@@ -192,7 +194,10 @@ class Runtime:
         reports = []
         for loaded in self._loaded:
             start = self.clock.now()
-            await self._model(loaded)
+            try:
+                await self._model(loaded)
+            except (SettingsError, StorageError) as error:
+                loaded.unavailable = error
             load_ms = 1000 * (self.clock.now() - start)
             reports.append(RungReport(loaded.rung.info, load_ms, loaded.unavailable))
         return reports
@@ -257,7 +262,7 @@ class Runtime:
         able = [loaded for loaded in rungs if loaded.rung.info.serves(context.language)]
         if rungs and not able:
             raise UnsupportedLanguageError(
-                f"no rung on this machine can {capability} the language {context.language!r}",
+                f"nothing here can {_VERBS[capability]} the language {context.language!r}",
                 available=sorted({language for loaded in rungs for language in loaded.rung.info.languages}),
                 next_step=_LANGUAGE_ADVICE.get(capability, "choose one of these languages"),
             )
@@ -269,10 +274,18 @@ class Runtime:
             return None
         try:
             return await loaded.load()
+        except (SettingsError, StorageError):
+            raise  # the user can mend these, and no other rung should hide them
         except AulaError as error:
-            loaded.failed += 1
-            loaded.unavailable = error
-            return None
+            failure = error
+        except Exception as error:  # whatever a foreign library raises, the next rung may still serve
+            failure = EngineError(
+                f"{loaded.rung.info.name} failed to load: {type(error).__name__}: {error}", next_step="run: aula doctor"
+            )
+            failure.__cause__ = error
+        loaded.failed += 1
+        loaded.unavailable = failure
+        return None
 
     async def _call(self, loaded: _Loaded, capability: Capability, payload: Any, context: Context) -> Any:
         model = loaded.model
@@ -315,6 +328,13 @@ class LiveSpeech:
             await self._loaded.call(self._chunks.close)
 
 
+_VERBS = {
+    Capability.DETECT: "find speech in",
+    Capability.TRANSCRIBE: "hear",
+    Capability.UNDERSTAND: "understand",
+    Capability.EMBED: "embed",
+    Capability.SPEAK: "speak",
+}
 _LANGUAGE_ADVICE = {
     Capability.TRANSCRIBE: 'type the question instead: aula ask --text "..."',
     Capability.SPEAK: "read the answer on the screen, or choose a course in one of these languages",

@@ -193,3 +193,34 @@ def test_a_bad_document_stores_nothing_unless_skipped(library: CourseLibrary, so
         library.add(source)
     assert library.list() == ()
     assert [name for name, _ in library.add(source, skip_bad=True).skipped] == ["bad.md"]
+
+
+def test_a_folder_with_dots_keeps_its_whole_name(library: CourseLibrary, tmp_path: Path) -> None:
+    lesson(tmp_path / "dir.v1.2", "a.md", "language: en")
+    assert library.add(tmp_path / "dir.v1.2").name == "dir-v1-2"
+    assert library.add(tmp_path / "dir.v1.2" / "a.md").name == "a"
+
+
+def test_a_library_that_cannot_be_read_is_not_shown_as_empty(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    blocked = CourseLibrary(tmp_path / "file")
+    for action in (blocked.list, lambda: blocked.show("mechanics"), lambda: blocked.add(source)):
+        with pytest.raises(StorageError):
+            action()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    closed = CourseLibrary(tmp_path / "closed")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    for action in (closed.list, lambda: closed.load("mechanics")):
+        with pytest.raises(StorageError, match="Permission denied"):
+            action()
+
+
+def test_a_name_too_long_for_a_file_is_a_typed_error(library: CourseLibrary) -> None:
+    with pytest.raises((StorageError, CourseNotFoundError)):
+        library.show("x" * 300)

@@ -1,11 +1,15 @@
 import csv
 import io
+import os
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from aula.assistant import formats
 from aula.assistant.documents import read_documents, split_front_matter
+from aula.assistant.passages import cut_passages
 from aula.core.errors import CourseEmptyError, DocumentError, UnsupportedLanguageError
 
 FRONT = "---\ntitle: Motion\nlanguage: en\nconcepts: [speed]\nprerequisites: [length]\n---\n"
@@ -213,3 +217,102 @@ def test_long_captions_are_parted_at_sentences_with_their_times(tmp_path: Path) 
     )
     (document,) = read_documents(write(tmp_path, "a.vtt", "WEBVTT\n\n" + body)).documents
     assert [part.label for part in document.parts] == ["00:00:00", "00:01:00", "00:02:00", "00:03:00"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, "good.md", "Words.")
+    os.mkfifo(tmp_path / "a.md")
+    with pytest.raises(DocumentError, match="pipe"):
+        read_documents(tmp_path)
+    with pytest.raises(DocumentError, match="pipe"):
+        read_documents(tmp_path / "a.md")
+    assert [name for name, _ in read_documents(tmp_path, skip_bad=True).skipped] == ["a.md"]
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "[" * 3000, "!!bool perhaps", "!!timestamp never"])
+def test_front_matter_that_breaks_its_reader_names_the_file(tmp_path: Path, value: str) -> None:
+    with pytest.raises(DocumentError, match=r"a\.md"):
+        read_documents(write(tmp_path, "a.md", f"---\ntitle: {value}\n---\nWords.\n"))
+
+
+def test_what_cannot_be_stored_or_shown_is_left_out(tmp_path: Path) -> None:
+    front = r'title: "A\ud800 \e[31m\u202eforce"' + "\n" + r'concepts: ["spe\u202eed"]'
+    text = f"---\n{front}\n---\n## He\x1bad\u202e\n\nA force\tacts.\n"
+    (document,) = read_documents(write(tmp_path, "a.md", text)).documents
+    assert (document.title, document.concepts) == ("A\ufffd [31mforce", ("speed",))
+    assert document.parts[0].text == "## Head\n\nA force\tacts.\n"
+
+
+@pytest.mark.parametrize("name", [b"bad\xff.md", b"bad\x1b[31m.md"])
+def test_a_file_name_that_cannot_be_shown_is_an_error(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name)).write_text("Words.")
+    write(tmp_path, "good.md", "Words.")
+    with pytest.raises(DocumentError, match="rename|cannot be shown") as caught:
+        read_documents(tmp_path)
+    caught.value.what.encode()
+    ((skipped, why),) = read_documents(tmp_path, skip_bad=True).skipped
+    assert (skipped + why).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_path_that_cannot_be_looked_at_is_a_document_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DocumentError, match="cannot be read"):
+        read_documents(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_read_is_bad_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "good.md", "Words.")
+    write(tmp_path, "closed/a.md", "Words.")
+    scan = os.scandir
+
+    def guarded(folder: str | Path) -> object:
+        if Path(folder).name in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    closed = {"closed"}
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DocumentError, match="Permission denied"):
+        read_documents(tmp_path)
+    reading = read_documents(tmp_path, skip_bad=True)
+    assert [d.name for d in reading.documents] == ["good.md"]
+    assert [name for name, _ in reading.skipped] == ["closed"]
+    closed.add(tmp_path.name)
+    with pytest.raises(DocumentError, match="Permission denied"):
+        read_documents(tmp_path, skip_bad=True)
+
+
+def test_warnings_of_converters_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from markitdown.converters import HtmlConverter
+
+    convert = HtmlConverter.convert
+
+    def warned(*arguments: object, **options: object) -> object:
+        warnings.warn("unknown style", UserWarning, stacklevel=1)
+        return convert(*arguments, **options)
+
+    monkeypatch.setattr(HtmlConverter, "convert", warned)
+    assert formats.read_parts(write(tmp_path, "a.html", "<p>Work.</p>"))[0].text.strip() == "Work."
+
+
+def test_headings_of_a_pdf_do_not_run_into_the_text(tmp_path: Path) -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    target = io.BytesIO()
+    canvas = Canvas(target)
+    canvas.setFont("Helvetica-Bold", 18)
+    canvas.drawString(72, 720, "Swarming")
+    canvas.setFont("Helvetica", 11)
+    canvas.drawString(72, 690, "Swarming is how bees found a new colony, where a <b and c> d.")
+    canvas.drawString(72, 676, "A queen leaves with half of them.")
+    canvas.save()
+    (document,) = read_documents(write(tmp_path, "a.pdf", target.getvalue())).documents
+    (passage,) = cut_passages(document)
+    assert passage.label == "p. 1 > Swarming"
+    assert passage.text.startswith("Swarming is how bees")
+    assert "c> d. A queen" in passage.text
+
+
+def test_short_lines_of_a_pdf_that_are_no_headings_stay_text() -> None:
+    for text in ("F = ma\n\nForce is mass times acceleration.", "Mass\n\nForce\n\nSpeed", "It moves.\n\nIt stops."):
+        assert formats._page(1, text) == formats.Part(text, label="p. 1", markdown=False)

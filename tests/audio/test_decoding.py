@@ -263,3 +263,18 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 def test_all_promised_formats_are_available() -> None:
     assert available_formats() == list(FORMATS)
+
+
+@pytest.mark.parametrize("kept", [20, 60, 500, 5000])
+def test_a_flac_cut_before_its_first_frame_ends_is_truncated(tmp_path: Path, kept: int) -> None:
+    path = save(tmp_path, "FLAC", rate=48_000, channels=2)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(TruncatedAudioError):
+        read_audio(path, 60)
+
+
+def test_bytes_that_only_begin_like_flac_are_not_audio(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    path.write_bytes(b"fLaC" + b"words " * 100)
+    with pytest.raises(NotAudioError):
+        open_audio(path)

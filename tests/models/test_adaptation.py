@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aula.core.errors import StorageError
 from aula.core.settings import Settings
 from aula.core.types import Context, TranscribeRequest
 from aula.models import adaptation
@@ -77,3 +79,37 @@ def test_old_models_are_removed(adapter: Adapter, monkeypatch: pytest.MonkeyPatc
     assert not old.language.exists()
     assert not old.dictionary.exists()
     assert new.language.exists()
+
+
+@pytest.mark.parametrize("suffix", [".dict", ".arpa", ".sha256"])
+def test_a_truncated_file_is_noticed_before_it_is_used(adapter: Adapter, suffix: str) -> None:
+    key = adapter.key(REQUEST)
+    path = adapter.model(key, REQUEST).language.with_suffix(suffix)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    adapter.model(key, REQUEST)
+    assert path.read_bytes() == whole
+
+
+def test_a_home_that_cannot_be_read_only_costs_time(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("closed", next_step="open it")
+
+    written = Adapter._written
+    closed = adapter._folder
+
+    def guarded(self: Adapter, folder: Path, *made: Any) -> Any:
+        return refuse() if folder == closed else written(self, folder, *made)
+
+    read = Path.read_bytes
+
+    def closed_read(path: Path) -> bytes:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Adapter, "_written", guarded)
+    monkeypatch.setattr(Path, "read_bytes", closed_read)
+    files = adapter.model(adapter.key(REQUEST), REQUEST)
+    assert files.language.is_file()
+    assert files.language.parent != closed

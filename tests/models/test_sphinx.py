@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import soxr
 
-from aula.core.errors import NothingHeardError, UnsupportedLanguageError
+from aula.core.errors import BackendError, NothingHeardError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import Context, Float32, SpeakRequest, TranscribeRequest, Transcript
 from aula.models import sphinx
 from aula.models.adaptation import AdaptedModel
 from aula.models.espeak import EspeakSpeaker
-from aula.models.sphinx import SphinxTranscriber
+from aula.models.sphinx import SphinxStream, SphinxTranscriber
 
 COURSE = (
     "Inertia is the tendency of an object to keep its state of motion.",
@@ -191,3 +191,21 @@ def test_mandarin_is_not_taken_for_a_question(transcriber: SphinxTranscriber, sh
             continue
         assert transcript.confidence is not None
         assert transcript.confidence < 0.5
+
+
+@pytest.mark.parametrize("end", ["close", "commit"])
+def test_a_decoder_that_fails_at_the_end_is_given_back(end: str) -> None:
+    class Failing:
+        def set_cmn(self, mean: str) -> None: ...
+
+        def start_utt(self) -> None: ...
+
+        def end_utt(self) -> None:
+            raise RuntimeError("no utterance")
+
+    given: list[bool] = []
+    stream = SphinxStream(Failing(), lambda: given.append(True), judged=False)
+    with pytest.raises(BackendError):
+        getattr(stream, end)()
+    stream.close()
+    assert given == [True]

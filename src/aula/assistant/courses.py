@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from aula.assistant.concepts import prerequisite_graph
 from aula.assistant.course import Course, CourseInfo, DocumentInfo, embedded_text, index_passages
 from aula.assistant.course_file import BUILDER, read_course, read_info, write_course
-from aula.assistant.documents import COURSE_FILE, Document, read_documents
+from aula.assistant.documents import COURSE_FILE, Document, is_folder, read_documents
+from aula.assistant.formats import clean_label
 from aula.assistant.passages import Passage, cut_passages
 from aula.core.errors import CourseEmptyError, CourseError, CourseNotFoundError, StorageError
 from aula.core.types import Float32
@@ -65,7 +67,11 @@ class CourseLibrary:
         after any of them, and after an interrupt, the old course is as it was.
         """
         report = progress or _no_progress
-        name = slug(path.resolve().stem if name is None else name, exact=name is not None)
+        if name is None:
+            # Only a file has a suffix: the folder dir.v1.2 is not the dir.v1 of a kind ".2".
+            name = slug(path.resolve().name if is_folder(path) else path.resolve().stem)
+        else:
+            name = slug(name, exact=True)
         report("reading", 0.0)
         reading = read_documents(path, language=language, skip_bad=skip_bad)
         prerequisites = prerequisite_graph(reading.documents)
@@ -121,7 +127,11 @@ class CourseLibrary:
 
     def _names(self) -> Sequence[str]:
         try:
-            return sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}") if _SLUG.fullmatch(path.stem))
+            # Not glob, which takes a folder that cannot be read for an empty one.
+            paths = [path for path in self.folder.iterdir() if path.suffix == SUFFIX]
+            return sorted(path.stem for path in paths if _SLUG.fullmatch(path.stem))
+        except FileNotFoundError:
+            return []  # nothing was added yet
         except OSError as error:
             raise _storage(f"the courses in {self.folder} cannot be listed", error) from error
 
@@ -136,8 +146,13 @@ class CourseLibrary:
     @contextmanager
     def _open(self, name: str) -> Iterator[sqlite3.Connection]:
         path = self._path(name)
-        if not path.is_file():
-            raise self._not_found(name)
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise self._not_found(name)
+        except FileNotFoundError:
+            raise self._not_found(name) from None
+        except OSError as error:
+            raise _storage(f"the course {name} cannot be read", error) from error
         try:
             # No file changes after it took its name, so SQLite needs neither locks nor a journal beside it.
             uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
@@ -230,7 +245,7 @@ def _describe(
         counts[passage.document] += 1
     return CourseInfo(
         name=name,
-        title=title or (main.title if main else name.replace("-", " ")),
+        title=clean_label(title or "") or (main.title if main else name.replace("-", " ")),
         language=language or (main.language if main else max(sorted(set(spoken)), key=spoken.count)),
         description=main.description if main else "",
         passages=len(passages),

@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from aula.assistant.formats import BESIDE, READERS, Part, read_parts
+from aula.assistant.formats import BESIDE, READERS, Part, clean, clean_label, read_parts
 from aula.assistant.languages import SERVED, detect_language
 from aula.core.errors import CourseEmptyError, DocumentError, UnsupportedLanguageError
 
@@ -45,18 +46,23 @@ def read_documents(path: Path, *, language: str | None = None, skip_bad: bool = 
     file that cannot be read (with `skip_bad` they are left out and reported instead), CourseEmptyError where
     nothing is left, and UnsupportedLanguageError for a text that is neither English nor Chinese.
     """
-    if not path.exists():
-        raise DocumentError(f"{path} does not exist", next_step="correct the path to the file or folder")
-    if not path.is_dir():
+    if not is_folder(path):
         return Reading((_read_document(path, path.name, language),))
     documents: list[Document] = []
     bad: list[tuple[str, DocumentError | UnsupportedLanguageError]] = []
-    for file in _files_below(path):
+
+    def unreadable(error: OSError) -> None:
+        below = Path(error.filename)
+        if below == path:
+            raise _unreachable(path, error) from error
+        bad.append((shown(below.relative_to(path).as_posix()), _unreachable(below, error)))
+
+    for file in _files_below(path, unreadable):
         name = file.relative_to(path).as_posix()
         try:
             documents.append(_read_document(file, name, language))
         except (DocumentError, UnsupportedLanguageError) as error:
-            bad.append((name, error))
+            bad.append((shown(name), error))
     if bad and not skip_bad:
         raise _all_bad(path, bad)
     if not documents:
@@ -66,6 +72,30 @@ def read_documents(path: Path, *, language: str | None = None, skip_bad: bool = 
             next_step="put lessons of these kinds into the folder",
         )
     return Reading(tuple(documents), tuple((name, error.what) for name, error in bad))
+
+
+def is_folder(path: Path) -> bool:
+    """Raises DocumentError where there is nothing at `path`, or nothing that can be looked at."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DocumentError(
+            f"{shown(str(path))} does not exist", next_step="correct the path to the file or folder"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _unreachable(path, error) from error
+
+
+def shown(name: str) -> str:
+    """A file's name as it can be printed and stored: every character that cannot be is escaped."""
+    return name if clean_label(name) == name else ascii(name)[1:-1]
+
+
+def _unreachable(path: Path, error: OSError | ValueError) -> DocumentError:
+    return DocumentError(
+        f"{shown(str(path))} cannot be read ({getattr(error, 'strerror', None) or error})",
+        next_step="mend its permissions or the path",
+    )
 
 
 def _all_bad(path: Path, bad: list[tuple[str, Any]]) -> DocumentError:
@@ -79,8 +109,8 @@ def _all_bad(path: Path, bad: list[tuple[str, Any]]) -> DocumentError:
     )
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+def _files_below(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith((".", "~$")) and Path(name).suffix.lower() not in BESIDE:
@@ -88,6 +118,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _read_document(path: Path, name: str, language: str | None) -> Document:
+    if clean(name) != name:
+        raise DocumentError(
+            f"the file name {shown(name)} holds bytes or characters that cannot be shown",
+            next_step="rename the file with letters, digits and hyphens",
+        )
     parts = read_parts(path)
     front: dict[str, Any] = {}
     if path.suffix.lower() in (".md", ".markdown"):
@@ -101,12 +136,12 @@ def _read_document(path: Path, name: str, language: str | None) -> Document:
     title = front.get("title") or heading or re.sub(r"^\d+[-_ ]*|[-_]+", " ", path.stem).strip() or path.stem
     return Document(
         name=name,
-        title=str(title).strip(),
+        title=clean_label(str(title)),
         language=language or front.get("language") or _language(path, parts),
         parts=tuple(parts),
-        concepts=tuple(front.get("concepts") or ()),
-        prerequisites=tuple(front.get("prerequisites") or ()),
-        description=str(front.get("description") or "").strip(),
+        concepts=tuple(map(clean_label, front.get("concepts") or ())),
+        prerequisites=tuple(map(clean_label, front.get("prerequisites") or ())),
+        description=clean(str(front.get("description") or "")).strip(),
     )
 
 
@@ -139,6 +174,8 @@ def split_front_matter(name: str, text: str) -> tuple[dict[str, Any], str]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 2 if mark else 2
         raise _bad_front(name, line, getattr(error, "problem", None) or "is not YAML") from error
+    except Exception as error:  # what int(), date() and the like raise, and RecursionError, come through PyYAML as is
+        raise _bad_front(name, 2, f"holds a value that cannot be read ({error})") from error
     if front is None:
         return {}, text[match.end() :]
     if not isinstance(front, dict):
@@ -149,7 +186,7 @@ def split_front_matter(name: str, text: str) -> tuple[dict[str, Any], str]:
     for key in ("concepts", "prerequisites"):
         values = front.get(key)
         if values is not None and not (
-            isinstance(values, list) and all(isinstance(value, str) and value for value in values)
+            isinstance(values, list) and all(isinstance(value, str) and clean_label(value) for value in values)
         ):
             raise _bad_front(name, _line_of(key, text), f"{key} must be a list of names, like [force, mass]")
     language = front.get("language")

@@ -3,8 +3,10 @@
 import csv
 import io
 import re
+import stat
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,21 @@ ENCODINGS = ("utf-8-sig", "utf-16 (only with its mark)", "gb18030")
 _CAPTION_WORDS = 90
 _CAPTION_CHARACTERS = 200
 """A caption passage: about half a minute of a lecture, so that its time leads to the place."""
+
+
+_UNSHOWABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+
+
+def clean(text: str) -> str:
+    """Without what can neither be stored nor shown safely: lone surrogates become U+FFFD; control characters
+    but tabs and line ends, and the marks that turn the direction of text (Unicode Annex 9), are left out."""
+    return _UNSHOWABLE.sub("", _SURROGATE.sub("\ufffd", text))
+
+
+def clean_label(text: str) -> str:
+    """`text` as `clean` leaves it, on one line."""
+    return " ".join(clean(text).split())
 
 
 def decode_text(path: Path, content: bytes) -> str:
@@ -99,7 +116,34 @@ def read_pdf(path: Path, content: bytes) -> list[Part]:
             f"{path.name} has {max(1, len(pages) - 1)} page(s) and no text: it is probably a scan",
             next_step="run text recognition (OCR) over it, and add what that makes",
         )
-    return [Part(page, label=f"p. {number}", markdown=False) for number, page in enumerate(_mend_page_ends(pages), 1)]
+    return [_page(number, text) for number, text in enumerate(_mend_page_ends(pages), 1)]
+
+
+_HEADING_CHARACTERS = 60
+_HEADING = re.compile(r"(?:\d+(?:\.\d+)*[.、]? +)?[A-Z\u4e00-\u9fff][^=|]*[^\s=|.!?。！？,;:，；：、]")
+_BODY = re.compile(r"[\"'“‘(]?[A-Z0-9\u4e00-\u9fff]")
+
+
+def _page(number: int, text: str) -> Part:
+    """A page with headings becomes Markdown; else a heading would run into the first sentence below it.
+
+    pdfminer parts paragraphs by blank lines. A short line alone, without a final mark, is a heading where longer
+    text or a whole sentence follows it.
+    """
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text)]
+    short = [len(text) <= _HEADING_CHARACTERS and bool(_HEADING.fullmatch(text)) for text in paragraphs]
+    heads = [
+        head and not short_below and bool(_BODY.match(below))
+        for head, short_below, below in zip(short, short[1:], paragraphs[1:], strict=False)
+    ]
+    if not any(heads):
+        return Part(text, label=f"p. {number}", markdown=False)
+    marked = []
+    for head, paragraph in zip([*heads, False], paragraphs, strict=True):
+        # What only looks like Markdown's headings and tags must stay text.
+        safe = re.sub(r"<(?=[a-zA-Z/!])", "< ", re.sub(r"(?m)^(?=\s*#)", r"\\", paragraph))
+        marked.append(f"## {safe}" if head else safe)
+    return Part("\n\n".join(marked), label=f"p. {number}")
 
 
 _OPEN_END = re.compile(r"[\w,;，；、]$")
@@ -126,17 +170,10 @@ def read_office(path: Path, content: bytes) -> list[Part]:
             f"{path.name} is encrypted, or in Office's format from before 2007",
             next_step=f"save it as {path.suffix} without a password and add it again",
         )
-    from markitdown import MarkItDown, StreamInfo
-    from markitdown.converters import DocxConverter, HtmlConverter, PptxConverter
-
-    converter = MarkItDown(enable_builtins=False, enable_plugins=False)
-    for kind in (DocxConverter, PptxConverter, HtmlConverter):
-        converter.register_converter(kind())
-    info = StreamInfo(extension=path.suffix.lower(), filename=path.name)
     if path.suffix.lower() in (".html", ".htm"):
-        content, info = decode_text(path, content).encode(), StreamInfo(extension=".html", charset="utf-8")
+        content = decode_text(path, content).encode()
     try:
-        text = str(converter.convert_stream(io.BytesIO(content), stream_info=info).text_content)
+        text = _converted(path, content)
     except Exception as error:  # its converters raise whatever their libraries raise
         raise _unreadable(path, path.suffix[1:].upper(), error) from error
     slides = re.split(r"<!-- Slide number: (\d+) -->", text)
@@ -145,6 +182,22 @@ def read_office(path: Path, content: bytes) -> list[Part]:
         Part(_unify(body), label=f"slide {number}") for number, body in zip(slides[1::2], slides[2::2], strict=True)
     ]
     return [part for part in parts if part.text.strip()]
+
+
+def _converted(path: Path, content: bytes) -> str:
+    with warnings.catch_warnings():
+        # Its libraries warn of style they do not know; a reader of courses can do nothing about that.
+        warnings.simplefilter("ignore")
+        from markitdown import MarkItDown, StreamInfo
+        from markitdown.converters import DocxConverter, HtmlConverter, PptxConverter
+
+        converter = MarkItDown(enable_builtins=False, enable_plugins=False)
+        for kind in (DocxConverter, PptxConverter, HtmlConverter):
+            converter.register_converter(kind())
+        info = StreamInfo(extension=path.suffix.lower(), filename=path.name)
+        if path.suffix.lower() in (".html", ".htm"):
+            info = StreamInfo(extension=".html", charset="utf-8")
+        return str(converter.convert_stream(io.BytesIO(content), stream_info=info).text_content)
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DocumentError:
@@ -278,7 +331,14 @@ def read_parts(path: Path) -> list[Part]:
             next_step="export it as PDF or save it as one of these",
         )
     try:
-        if path.stat().st_size > LARGEST_BYTES:
+        status = path.stat()
+        # Reading a pipe or a device would wait for bytes that may never come.
+        if not stat.S_ISREG(status.st_mode):
+            raise DocumentError(
+                f"{path.name} is a pipe, a device or a folder, not a file",
+                next_step="take it away, or save what it holds as a file",
+            )
+        if status.st_size > LARGEST_BYTES:
             raise DocumentError(
                 f"{path.name} is larger than {LARGEST_BYTES // 2**20} MiB", next_step="split it into chapters"
             )
@@ -287,7 +347,7 @@ def read_parts(path: Path) -> list[Part]:
         raise DocumentError(
             f"{path.name} cannot be read ({error.strerror})", next_step="mend its permissions or the path"
         ) from error
-    parts = reader(path, content) if content.strip() else []
+    parts = [replace(part, text=clean(part.text)) for part in (reader(path, content) if content.strip() else [])]
     if not any(re.search(r"\w", part.text) for part in parts):
         raise DocumentError(f"{path.name} is empty", next_step="write something into it, or take it away")
-    return list(parts)
+    return parts

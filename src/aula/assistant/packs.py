@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import aula
 from aula.assistant.courses import Course, CourseInfo, CourseLibrary, Progress
-from aula.core.errors import CourseNotFoundError
+from aula.core.errors import CourseNotFoundError, StorageError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Context, Float32
 from aula.runtime import Runtime
@@ -79,6 +79,10 @@ async def open_course(
     packs = bundled_packs()
     try:
         return await asyncio.to_thread(library.load, name)
+    except StorageError:
+        if name not in packs:
+            raise
+        # Damaged, or made by an older aula: the pack is at hand, so make it anew.
     except CourseNotFoundError as error:
         if name not in packs:
             available = sorted({*(info.name for info in library.list()), *packs})

@@ -117,7 +117,11 @@ class Turn:
     async def open(cls, runtime: Runtime, dialogue: Dialogue, context: Context, options: TurnOptions) -> Self:
         """Open the streams. Raises UnsupportedLanguageError where no rung hears the language, NoRungError."""
         heard = await runtime.submit(Capability.TRANSCRIBE, dialogue.vocabulary(), context)
-        found = await runtime.submit(Capability.DETECT, DetectRequest(), context)
+        try:
+            found = await runtime.submit(Capability.DETECT, DetectRequest(), context)
+        except BaseException:
+            await heard.value.close()
+            raise
         rungs = {Capability.TRANSCRIBE.value: heard.rung, Capability.DETECT.value: found.rung}
         return cls(runtime, dialogue, context, options, found.value, heard.value, rungs)
 
@@ -174,9 +178,13 @@ class Turn:
         if self._state is TurnState.CLOSED:
             return
         self._state = TurnState.CLOSED
-        await self._discard_draft()
-        await self._transcription.close()
-        await self._detection.close()
+        try:
+            await self._discard_draft()
+        finally:
+            try:
+                await self._transcription.close()
+            finally:
+                await self._detection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -223,8 +231,10 @@ class Turn:
         if draft is None:
             return
         draft.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await (await draft.task).close()
+        # Waiting on the set does not swallow a cancellation of our own, as awaiting the task would.
+        await asyncio.wait({draft.task})
+        if not draft.task.cancelled() and draft.task.exception() is None:
+            await draft.task.result().close()
 
     async def _prepared(self, transcript: Transcript) -> tuple[Prepared, bool]:
         if transcript.confidence is not None and transcript.confidence < self._options.min_confidence:

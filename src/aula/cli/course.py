@@ -1,15 +1,20 @@
 """`aula course add|list|show|remove`"""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from aula.assistant.courses import CourseInfo
+from aula.assistant.languages import SERVED
 from aula.assistant.packs import add_course, bundled_packs, open_library
 from aula.cli.output import notices, print_json, progress_bar, results
+from aula.core.errors import CourseNotFoundError
 from aula.core.settings import load_settings
 from aula.runtime import open_runtime
 
@@ -26,10 +31,10 @@ def course() -> None:
 
 
 @course.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--name", help="What to call it; from the file's or folder's name if not given.")
 @click.option("--title", help="A title for people.")
-@click.option("--language", help='"en" or "zh"; found from the text if not given.')
+@click.option("--language", type=click.Choice(SERVED), help='"en" or "zh"; found from the text if not given.')
 @click.option("--skip-bad", is_flag=True, help="Leave out documents that cannot be read, and say which.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def add(path: Path, name: str | None, title: str | None, language: str | None, skip_bad: bool, as_json: bool) -> None:
@@ -62,7 +67,8 @@ def add(path: Path, name: str | None, title: str | None, language: str | None, s
     if as_json:
         print_json(_as_json(info))
         return
-    results().print(f"Added [bold]{info.name}[/bold]: {len(info.documents)} documents, {info.passages} passages.")
+    counts = f"{_count(len(info.documents), 'document')}, {_count(info.passages, 'passage')}"
+    results().print(f"Added [bold]{info.name}[/bold]: {counts}.")
     for document, reason in info.skipped:
         notices().print(f"  left out {document}: {reason}", markup=False)
     notices().print(f'Next: aula ask --course {info.name} --text "…"', markup=False)
@@ -88,7 +94,8 @@ def list_courses(as_json: bool) -> None:
         table.add_column(column)
     for info in infos:
         counts = (str(len(info.documents)), str(info.passages))
-        table.add_row(info.name, info.title, info.language, *counts, info.damage and f"damaged: {info.damage}")
+        damage = info.damage and f"damaged: {info.damage}"
+        table.add_row(*map(Text, (info.name, info.title, info.language, *counts, damage)))
     for name in packs:
         table.add_row(name, "", "", "", "", "comes with aula; added when first asked")
     results().print(table)
@@ -104,19 +111,22 @@ def show(name: str, as_json: bool) -> None:
     Example:
       aula course show mechanics-en
     """
-    info = open_library(load_settings()).show(name)
+    with _packs_explained(name):
+        info = open_library(load_settings()).show(name)
     if as_json:
         print_json(_as_json(info))
         return
     console = results()
-    console.print(f"[bold]{info.title}[/bold] ({info.name}, {info.language}, version {info.version})")
+    head = Text.assemble((info.title, "bold"), f" ({info.name}, {info.language}, version {info.version})")
+    console.print(head)
     if info.description:
         console.print(info.description, markup=False)
     table = Table(box=None, header_style="bold")
     for column in ("document", "title", "passages", "concepts"):
         table.add_column(column)
     for document in info.documents:
-        table.add_row(document.name, document.title, str(document.passages), ", ".join(document.concepts))
+        row = (document.name, document.title, str(document.passages), ", ".join(document.concepts))
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
@@ -129,8 +139,27 @@ def remove(name: str) -> None:
     Example:
       aula course remove physics
     """
-    open_library(load_settings()).remove(name)
+    with _packs_explained(name):
+        open_library(load_settings()).remove(name)
     results().print(f"Removed {name}.", markup=False)
+
+
+@contextmanager
+def _packs_explained(name: str) -> Iterator[None]:
+    """A pack that comes with aula and was not asked yet is not unknown; say what adds it."""
+    try:
+        yield
+    except CourseNotFoundError as error:
+        if name not in bundled_packs():
+            raise
+        raise CourseNotFoundError(
+            f"{name} comes with aula and has not been added to the library yet",
+            next_step=f'ask it something, and it is added: aula ask --course {name} --text "…"',
+        ) from error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _as_json(info: CourseInfo) -> dict[str, Any]:

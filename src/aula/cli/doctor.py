@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from aula.cli.output import print_json, progress_bar, results
@@ -62,7 +63,7 @@ def _parts(title: str, parts: Iterable[Part]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for part in parts:
         mark = "[green]✓[/green]" if part.present else "[yellow]·[/yellow]"
-        table.add_row(mark, part.name, part.details + (f"  →  {part.advice}" if part.advice else ""))
+        table.add_row(mark, escape(part.name), escape(part.details + (f"  →  {part.advice}" if part.advice else "")))
     if not table.row_count:
         table.add_row("[yellow]·[/yellow]", "none", "")
     return table
@@ -75,7 +76,7 @@ def _rungs(diagnosis: Diagnosis) -> Table:
         if report.error is None:
             row = ("[green]✓[/green]", f"loaded in {report.load_ms:.0f} ms; {report.info.note}")
         else:
-            row = ("[red]✗[/red]", f"{report.error.what}  →  {report.error.next_step}")
+            row = ("[red]✗[/red]", escape(f"{report.error.what}  →  {report.error.next_step}"))
         table.add_row(row[0], report.info.capability.value, report.info.name, languages, row[1])
     return table
 

@@ -1,6 +1,7 @@
 """The command `aula`. Each command lives in a file of its own."""
 
 import os
+import signal
 import sys
 
 import click
@@ -11,7 +12,7 @@ from aula.cli.build import build, inspect, verify_engine
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
-from aula.cli.output import failures, report_defect
+from aula.cli.output import failures, prepare_streams, report_defect
 
 EXIT_CODES = """\b
 Exit codes:
@@ -50,8 +51,15 @@ for command in (ask, course, doctor, demo, build, inspect, verify_engine):
     cli.add_command(command)
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    """A polite request to end is treated like Ctrl-C, so that drafts are removed."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: whatever happens, a user sees a message and an exit code, never a traceback."""
+    prepare_streams()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with failures(as_json="--json" in sys.argv):
             cli.main(standalone_mode=False)

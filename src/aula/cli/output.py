@@ -1,6 +1,9 @@
 """How commands speak: results on standard output, everything else on standard error."""
 
+import errno
+import io
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -9,17 +12,24 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from aula.core.errors import AulaError
+from aula.core.errors import AulaError, StorageError
 
 INTERRUPTED = 130
 DEFECT = 1
 
 
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of our output went away (| head): not an error of anybody's."""
+        raise BrokenPipeError
+
+
 def results() -> Console:
     """For what was asked for."""
-    return Console(highlight=False, soft_wrap=False)
+    return _Results(highlight=False, soft_wrap=False)
 
 
 def notices() -> Console:
@@ -46,9 +56,27 @@ def failures(*, as_json: bool) -> Iterator[None]:
         notices().print("\nInterrupted; nothing was left half done.", style="yellow")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader of our output went away (| head): end quietly, and keep Python from complaining at exit.
-        sys.stdout = None
-        raise SystemExit(0) from None
+        end_quietly()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            end_quietly()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = StorageError("there is no space left to write to", next_step="free some space and run it again")
+        _end(full, as_json=False)
+
+
+def end_quietly() -> NoReturn:
+    """Nobody reads our output any more: end, and keep Python from complaining at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(0)
+
+
+def prepare_streams() -> None:
+    """A terminal that cannot show a character shows a question mark, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end(error: AulaError, *, as_json: bool) -> NoReturn:
@@ -61,10 +89,10 @@ def _end(error: AulaError, *, as_json: bool) -> NoReturn:
         }
         print_json({"error": details})
     console = notices()
-    console.print(f"[red]✗[/red] {_plain(error.what.rstrip('.'))}.", soft_wrap=True)
+    console.print(f"[red]✗[/red] {escape(error.what.rstrip('.'))}.", soft_wrap=True)
     if error.available:
-        console.print(f"  Available: {_plain(', '.join(error.available))}", soft_wrap=True)
-    console.print(f"  Next: {_plain(error.next_step)}", soft_wrap=True)
+        console.print(f"  Available: {escape(', '.join(error.available))}", soft_wrap=True)
+    console.print(f"  Next: {escape(error.next_step)}", soft_wrap=True)
     raise SystemExit(error.exit_code)
 
 
@@ -74,16 +102,11 @@ def report_defect(error: BaseException, *, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     notices().print(
-        f"[red]✗[/red] A defect of aula's, not of yours: {type(error).__name__}: {_plain(str(error))} "
+        f"[red]✗[/red] A defect of aula's, not of yours: {type(error).__name__}: {escape(str(error))} "
         f"({where.name}, line {where.lineno}).\n  Next: run it again with AULA_DEBUG=1 and report what it prints.",
         soft_wrap=True,
     )
     raise SystemExit(DEFECT)
-
-
-def _plain(text: str) -> str:
-    """Text of ours or a user's that must not be read as markup."""
-    return text.replace("[", r"\[")
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class Setting:
             elif isinstance(raw, bool):
                 raise ValueError("a truth value")
             elif kind is str:
+                if not isinstance(raw, (str, int, float)):
+                    raise TypeError("a list or a table")
                 value = str(raw)
             else:
                 value = kind(str(raw))
@@ -144,7 +146,12 @@ class Settings:
     def home(self) -> Path:
         """Where courses, engines and caches live."""
         chosen = self.text("home")
-        return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("aula", appauthor=False))
+        if not chosen:
+            return Path(platformdirs.user_data_dir("aula", appauthor=False))
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise SettingsError(f"home is {chosen!r}, and {error}", next_step="give a whole path") from error
 
     def replaced(self, **values: Value) -> "Settings":
         """A copy with some values changed; dots are written as double underscores."""
@@ -181,7 +188,7 @@ def load_settings(environment: Mapping[str, str] | None = None, files: tuple[Pat
         for name, raw in _read_toml(path).items():
             values[name] = find_setting(name, str(path)).parse(raw, str(path))
     for setting in TABLE:
-        if setting.variable in environment:
+        if environment.get(setting.variable):
             values[setting.name] = setting.parse(environment[setting.variable], setting.variable)
     return Settings(values)
 

@@ -6,15 +6,18 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aula.backends.session import BACKENDS
 from aula.core.errors import StorageError, VerificationError
 
 MANIFEST = "manifest.json"
-_REBUILD = "build it again: aula demo --rebuild"
+STALE_SECONDS = 3600.0
+_REBUILD = "build it again: aula build MODEL --rebuild"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +126,17 @@ class EngineStore:
         try:
             raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             manifest = _manifest_from(raw)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            inside = Path(manifest.model).name == manifest.model
+            there = (folder / manifest.model).is_file()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
-        inside = Path(manifest.model).name == manifest.model
-        if manifest.key != key or not inside or not (folder / manifest.model).is_file():
-            return None
-        return Engine(folder, manifest)
+        return Engine(folder, manifest) if manifest.key == key and inside and there else None
 
     def engines(self) -> list[Engine]:
         """Every engine here that can be trusted, by key."""
-        keys = sorted(entry.name for entry in self.folder.glob("[!.]*") if entry.is_dir())
+        with _storage_errors(self.folder):
+            entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        keys = sorted(entry.name for entry in entries if not entry.name.startswith("."))
         return [engine for key in keys if (engine := self.find(key)) is not None]
 
     @contextlib.contextmanager
@@ -140,11 +144,19 @@ class EngineStore:
         """A private folder to fill; it is gone at the end unless `publish` moved it."""
         with _storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             drafted = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
         try:
             yield drafted
         finally:
             shutil.rmtree(drafted, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed builders left behind: nobody fills a draft for that long."""
+        for left in (*self.folder.glob(".draft-*"), *self.folder.glob(".old-*")):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def publish(self, drafted: Path, manifest: Manifest) -> Engine:
         """Write the manifest and move the folder into place, replacing an engine of the same key."""
@@ -212,6 +224,8 @@ def _manifest_from(raw: dict[str, Any]) -> Manifest:
     texts = (manifest.name, manifest.key, manifest.model, manifest.model_digest, manifest.backend, manifest.precision)
     if not all(isinstance(text, str) for text in texts) or type(manifest.threads) is not int:
         raise TypeError("a field has the wrong type")
+    if manifest.backend not in BACKENDS:
+        raise ValueError(f"there is no backend {manifest.backend}")
     if not any((c.backend, c.precision) == (manifest.backend, manifest.precision) for c in manifest.candidates):
         raise ValueError("the chosen engine is not among the candidates")
     return manifest

@@ -52,8 +52,7 @@ class Adapter:
         if key == _OPEN_KEY:
             return AdaptedModel(self._acoustic / "en-us.lm.bin", self._acoustic / "cmudict-en-us.dict")
         kept = self._files(self._folder, key)
-        # The language model is written last, so that its presence vouches for both.
-        if kept.language.is_file() and kept.dictionary.is_file():
+        if _is_sound(kept):
             return kept
         return self.rebuilt(key, request)
 
@@ -80,8 +79,11 @@ class Adapter:
 
     def _written(self, folder: Path, key: str, model: NgramModel, dictionary: str) -> AdaptedModel:
         files = self._files(folder, key)
+        language = model.arpa()
         _write_text(files.dictionary, dictionary)
-        _write_text(files.language, model.arpa())
+        _write_text(files.language, language)
+        # Written last, it vouches for both: PocketSphinx opens a dictionary that was cut, and hears nothing with it.
+        _write_text(_voucher(files), _digests(language.encode(), dictionary.encode()))
         self._prune(folder)
         return files
 
@@ -111,6 +113,24 @@ class Adapter:
             for path in old:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".dict").unlink(missing_ok=True)
+                path.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def _voucher(files: AdaptedModel) -> Path:
+    return files.language.with_suffix(".sha256")
+
+
+def _digests(language: bytes, dictionary: bytes) -> str:
+    return f"{hashlib.sha256(language).hexdigest()} {hashlib.sha256(dictionary).hexdigest()}\n"
+
+
+def _is_sound(files: AdaptedModel) -> bool:
+    """False too where the folder cannot be read: the model is then made anew."""
+    try:
+        vouched = _voucher(files).read_bytes()
+        return vouched == _digests(files.language.read_bytes(), files.dictionary.read_bytes()).encode()
+    except OSError:
+        return False
 
 
 def _write_text(path: Path, text: str) -> None:

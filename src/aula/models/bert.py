@@ -5,7 +5,7 @@ Reimers & Gurevych 2019 (arXiv:1908.10084), mean over tokens, then unit length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aula.backends.session import Session
-from aula.core.errors import CheckpointError
+from aula.core.errors import BackendError, CheckpointError, VerificationError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Float32, Licence, RungInfo
 from aula.engine.build import BuildOptions, Progress, build, open_engine
@@ -283,9 +283,15 @@ class SentenceEncoder:
         checkpoint = minilm_checkpoint()
         recipe = sentence_recipe(checkpoint, "minilm")
         store = EngineStore(settings.home / "engines")
-        engine = build(recipe, store, BuildOptions(threads=settings.whole("threads")), progress=progress)
-        dimensions = BertConfig.from_checkpoint(checkpoint).hidden_size
-        return cls(open_engine(engine, recipe), checkpoint, dimensions)
+        options = BuildOptions(threads=settings.whole("threads"))
+        engine = build(recipe, store, options, progress=progress)
+        try:
+            session = open_engine(engine, recipe)
+        except (VerificationError, BackendError):
+            # Damaged on disk since it was proven: build it anew, once.
+            engine = build(recipe, store, replace(options, rebuild=True), progress=progress)
+            session = open_engine(engine, recipe)
+        return cls(session, checkpoint, BertConfig.from_checkpoint(checkpoint).hidden_size)
 
     def embed(self, texts: Sequence[str]) -> Float32:
         """float32 [len(texts), dimensions]. A text beyond 256 tokens is cut, as the checkpoint's card says."""

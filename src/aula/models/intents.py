@@ -54,13 +54,14 @@ class LinearHead:
         write_atomically(path, lambda file: np.save(file, self._weights))
 
     @classmethod
-    def load(cls, path: Path) -> "LinearHead | None":
-        """The saved head, or None where there is none that can be read."""
+    def load(cls, path: Path, dimensions: int) -> "LinearHead | None":
+        """The saved head for features of that many dimensions, or None where there is none that can be read."""
         try:
             weights = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return cls(weights) if weights.ndim == 2 else None
+        whole = weights.shape == (dimensions + 1, len(Intent)) and bool(np.isfinite(weights).all())
+        return cls(weights) if whole else None
 
 
 class IntentUnderstander:
@@ -86,9 +87,9 @@ class IntentUnderstander:
         sentences = [sentence for group in examples.values() for sentence in group]
         identity = repr((2, sorted(zip(labels, sentences, strict=True)), self._encoder.dimensions))
         path = folder / f"intents-{language}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-        if (head := LinearHead.load(path)) is not None:
-            return head
         encoded = language in ENCODER_LANGUAGES
+        if (head := LinearHead.load(path, self._encoder.dimensions if encoded else CHARACTER_FEATURES)) is not None:
+            return head
         head = LinearHead.fitted(
             self._encoder.embed(sentences) if encoded else character_features(sentences), labels, len(order)
         )

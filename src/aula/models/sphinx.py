@@ -160,10 +160,12 @@ class SphinxStream:
         return Transcript(text, "en", sure)
 
     def close(self) -> None:
-        if self._state is _State.OPEN:
-            _call(self._decoder.end_utt)
-            self._release()
-        self._state = _State.CLOSED
+        was, self._state = self._state, _State.CLOSED
+        if was is _State.OPEN:
+            try:
+                _call(self._decoder.end_utt)
+            finally:
+                self._release()
 
     def _release(self) -> None:
         self._give_back()
