@@ -32,6 +32,8 @@ from aula.runtime import Runtime
 
 SLOWER = 0.75
 """Share of the usual speaking rate after a student asked for slower speech."""
+PLAIN = 0.7
+"""How probable it must be that a question is none of the course's business for the refusal to say so."""
 SURE = 0.5
 """How probable a request to repeat, to slow down or a greeting must be to be taken as one."""
 
@@ -119,7 +121,7 @@ class Dialogue:
                 self._course,
                 min_score=self._settings.number("answer.min_score"),
             )
-            answer = self._with_fitting_refusal(answer)
+            answer = self._with_fitting_refusal(answer, understanding.confidence)
         at_answered = clock.now()
         timings = {
             "understand": 1000 * (at_understood - start),
@@ -155,10 +157,10 @@ class Dialogue:
             return Answer(text, context.language, intent, refused=False, slower=slower)
         return replace(self._said, intent=intent, slower=slower)
 
-    def _with_fitting_refusal(self, answer: Answer) -> Answer:
-        """A refusal in words that fit what was asked for."""
+    def _with_fitting_refusal(self, answer: Answer, confidence: float) -> Answer:
+        """A refusal in words that fit what was asked for, where that is plain enough."""
         answer = replace(answer, slower=self._slower)
-        if answer.refused and answer.intent in (Intent.ORGANISATION, Intent.OFF_TOPIC):
+        if answer.refused and confidence >= PLAIN and answer.intent in (Intent.ORGANISATION, Intent.OFF_TOPIC):
             text = phrase(answer.intent.value, answer.language, self._course.info.title)
             return replace(answer, text=text)
         return answer

@@ -12,7 +12,7 @@ from aula.cli.build import build, inspect, verify_engine
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
-from aula.cli.output import failures, prepare_streams, report_defect
+from aula.cli.output import failures, prepare_streams, print_json, report_defect
 
 EXIT_CODES = """\b
 Exit codes:
@@ -64,9 +64,16 @@ def main() -> None:
         with failures(as_json="--json" in sys.argv):
             cli.main(standalone_mode=False)
     except click.ClickException as error:
+        if "--json" in sys.argv:
+            print_json({"error": {"type": "UsageError", "message": error.format_message(), "next_step": "aula --help"}})
         error.show()
         raise SystemExit(error.exit_code) from None
     except click.exceptions.Exit as end:
         raise SystemExit(end.exit_code) from None
+    except SystemExit as end:
+        # click wraps the output and ends with 1 when its reader goes away (| head), which is nobody's error.
+        if end.code == 1 and type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
+            raise SystemExit(0) from None
+        raise
     except Exception as error:  # the outermost line of defence
         report_defect(error, debug=bool(os.environ.get("AULA_DEBUG")))
