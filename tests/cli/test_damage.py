@@ -9,9 +9,7 @@ from tests.cli.running import Run
 
 pytestmark = pytest.mark.usefixtures("models")
 
-COURSE = (
-    "---\ntitle: '[/x] [red]tea'\nlanguage: en\n---\n## Tea\n\nTea is a drink made from leaves in hot water.\n"
-)
+COURSE = "---\ntitle: '[/x] [red]tea'\nlanguage: en\n---\n## Tea\n\nTea is a drink made from leaves in hot water.\n"
 
 
 def _flip(path: Path) -> None:
