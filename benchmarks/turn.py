@@ -14,16 +14,14 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aula.assistant.asking import Asked, ask_file
+from aula.assistant.asking import Asked, ask_file, record_question
 from aula.assistant.dialogue import Dialogue
 from aula.assistant.packs import open_course
-from aula.audio.encoding import WavWriter
 from aula.core.settings import Settings, load_settings
-from aula.core.types import Capability, Context, SpeakRequest
+from aula.core.types import Context
 from aula.runtime import Runtime, open_runtime
 from benchmarks.machine import machine, percentile
 
@@ -51,7 +49,6 @@ QUESTIONS = (
 )
 """Question, and a word of the heading where the course answers it."""
 VOICES = ("en-us", "en-gb", "en-us+f2", "en-gb+m3", "en-us+f3")
-RELEASE_MS = 250
 
 
 async def measure(repeat: int, *, drafts: bool) -> list[Asked]:
@@ -70,18 +67,9 @@ async def measure(repeat: int, *, drafts: bool) -> list[Asked]:
             for round_number in range(repeat):
                 for number, (text, _) in enumerate(QUESTIONS):
                     voice = VOICES[(number + round_number) % len(VOICES)]
-                    path = await _record(runtime, text, voice, Path(folder) / "question.wav", context)
+                    path = await record_question(runtime, text, voice, Path(folder) / "question.wav", context)
                     asked.append(await _ask(runtime, dialogue, path, settings, context))
     return asked
-
-
-async def _record(runtime: Runtime, text: str, voice: str, path: Path, context: Context) -> Path:
-    outcome = await runtime.submit(Capability.SPEAK, SpeakRequest(text, voice, 150), context)
-    with WavWriter(path, outcome.value.rate) as writer:
-        async for chunk in outcome.value:
-            writer.write(chunk)
-        writer.write(np.zeros(outcome.value.rate * RELEASE_MS // 1000, np.int16))
-    return path
 
 
 async def _ask(runtime: Runtime, dialogue: Dialogue, path: Path, settings: Settings, context: Context) -> Asked:

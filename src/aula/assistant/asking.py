@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
+
 from aula.assistant.dialogue import Dialogue, Prepared
 from aula.assistant.languages import detect_language
 from aula.assistant.turns import Reply, Turn, TurnOptions
@@ -14,11 +16,14 @@ from aula.audio.encoding import WavWriter
 from aula.core.clock import Clock
 from aula.core.errors import TextError
 from aula.core.settings import Settings
-from aula.core.types import SPEECH_RATE, Answer, Context, Float32, Int16
-from aula.runtime import Runtime
+from aula.core.types import SPEECH_RATE, Answer, Capability, Context, Float32, Int16, SpeakRequest
+from aula.runtime import LiveSpeech, Runtime
 
 FRAME_MS = 20
 UNPACED_MS = 320
+RELEASE_MS = 250
+STUDENT_PACE = 150
+"""Words a minute of a synthetic student."""
 Watch = Callable[[str], None]
 """Told the partial transcript whenever it changes."""
 
@@ -129,6 +134,17 @@ async def ask_frames(
         async for frame in frames:
             await _hear(turn, frame, watch)
         return await _reply(await turn.commit(), out, listeners)
+
+
+async def record_question(runtime: Runtime, text: str, voice: str, path: Path, context: Context) -> Path:
+    """A question in a synthetic student's voice, as a WAV file, with the silence of a hand that leaves a button."""
+    outcome = await runtime.submit(Capability.SPEAK, SpeakRequest(text, voice, STUDENT_PACE), context)
+    speech: LiveSpeech = outcome.value
+    with WavWriter(path, speech.rate) as writer:
+        async for chunk in speech:
+            writer.write(chunk)
+        writer.write(np.zeros(speech.rate * RELEASE_MS // 1000, np.int16))
+    return path
 
 
 def checked_text(text: str, settings: Settings) -> str:

@@ -10,7 +10,7 @@ latest generation can be released).
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -247,9 +247,3 @@ class Turn:
                 return await draft.task, True
         await self._discard_draft()
         return await self._dialogue.prepare(transcript.text, self._context), False
-
-
-async def hear_all(turn: Turn, frames: Sequence[Float32]) -> None:
-    """Feed frames that are already there, without waiting for their time."""
-    for frame in frames:
-        await turn.hear(frame)

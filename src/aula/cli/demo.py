@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from aula.assistant.asking import Asked, Listener, ask_file, ask_text
+from aula.assistant.asking import Asked, Listener, ask_file, ask_text, record_question
 from aula.assistant.dialogue import Dialogue
 from aula.assistant.packs import open_course
-from aula.audio.encoding import WavWriter
 from aula.audio.loudspeaker import Loudspeaker
 from aula.cli.output import notices, print_json, progress_bar, results
 from aula.cli.waterfall import print_answer
 from aula.core.errors import DeviceError, StorageError
 from aula.core.settings import load_settings
-from aula.core.types import Capability, Context, SpeakRequest
-from aula.runtime import Runtime, open_runtime
+from aula.core.types import Context
+from aula.runtime import open_runtime
 
 QUESTIONS = (
     ("What is conservation of momentum?", "en-us+f2"),
@@ -27,8 +25,6 @@ QUESTIONS = (
 )
 """Asked by three synthetic students: question and eSpeak NG voice. They are questions that PocketSphinx hears right
 each time (of 8 tries), since eSpeak never sounds twice the same; benchmarks/turn.py shows how others fare."""
-RELEASE_MS = 250
-"""Silence at the end of each recording: a hand leaves the button a moment after the last word."""
 CHINESE_QUESTION = "什么是惯性？"
 
 NEXT = """\
@@ -99,7 +95,7 @@ async def _demo(folder: Path, mute: bool, quiet: bool) -> list[dict[str, Any]]:
             report("loading", 0.5)
             await dialogue.warm(english, listening=True)
             recordings = [
-                await _record(runtime, text, voice, folder / f"question-{number}.wav", english)
+                await record_question(runtime, text, voice, folder / f"question-{number}.wav", english)
                 for number, (text, voice) in enumerate(QUESTIONS, 1)
             ]
         listeners: list[Listener] = []
@@ -123,13 +119,3 @@ async def _demo(folder: Path, mute: bool, quiet: bool) -> list[dict[str, Any]]:
             if isinstance(listener, Loudspeaker):
                 await listener.drained()
     return rows
-
-
-async def _record(runtime: Runtime, text: str, voice: str, path: Path, context: Context) -> Path:
-    """A question in a synthetic student's voice, as a WAV file."""
-    outcome = await runtime.submit(Capability.SPEAK, SpeakRequest(text, voice, 150), context)
-    with WavWriter(path, outcome.value.rate) as writer:
-        async for chunk in outcome.value:
-            writer.write(chunk)
-        writer.write(np.zeros(outcome.value.rate * RELEASE_MS // 1000, np.int16))
-    return path
