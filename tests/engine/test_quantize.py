@@ -1,6 +1,7 @@
 """INT8 on a small network of two layers: y = relu(x @ a) @ b, with a task of telling which half of x is larger."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,11 @@ def test_a_build_tries_both_precisions_and_says_what_it_kept_and_why(tmp_path: P
         assert all(c.rejected for c in manifest.candidates if c.precision == "int8")
     assert sorted(path.name for path in engine.folder.iterdir()) == sorted(["manifest.json", manifest.model])
     assert store.find(manifest.key) == engine, "the manifest is read back as it was written"
-    verdict = verify(engine, recipe, most_drop=0.05)
+    verdict = verify(engine, recipe)
     assert verdict.passed, verdict
+    other = replace(recipe, task=lambda: replace(_task(), digest="others"))
+    with pytest.raises(CalibrationError, match="other labelled examples"):
+        verify(engine, other)
     open_engine(engine, recipe).close()
 
 

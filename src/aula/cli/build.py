@@ -93,9 +93,18 @@ def inspect(engine: str, store: Path | None, as_json: bool) -> None:
 @click.command("verify", short_help="Prove an engine again, here and now.")
 @click.argument("engine")
 @click.option("--model", default=None, help="The model it was made from, if it is not one of aula's names.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="What it was calibrated on, if not aula's own.")
+@click.option("--labelled", type=click.Path(path_type=Path), help="What it was judged by, if not aula's own.")
 @click.option("--store", type=click.Path(path_type=Path), help="Folder of engines; the home's if not given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def verify_engine(engine: str, model: str | None, store: Path | None, as_json: bool) -> None:
+def verify_engine(
+    engine: str,
+    model: str | None,
+    calibrate: Path | None,
+    labelled: Path | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
     """Check the file's digest and run the gate of ENGINE again on this machine; exit code 5 if it fails.
 
     \b
@@ -103,7 +112,7 @@ def verify_engine(engine: str, model: str | None, store: Path | None, as_json: b
       aula verify minilm
     """
     found = _find(engine, store)
-    verdict = verify(found, find_recipe(model or found.manifest.name))
+    verdict = verify(found, find_recipe(model or found.manifest.name, Evidence(calibrate, labelled)))
     if as_json:
         print_json({"engine": found.manifest.key, **asdict(verdict)})
     else:

@@ -102,7 +102,8 @@ def build(
         _require_one(recipe, trials)
         # 3. Lower precisions, with the layers that do not bear them put back.
         if calibration is not None and task is not None:
-            reference = max(trial.metric for trial in trials if trial.metric is not None)
+            passed = [trial for trial in trials if trial.rejected is None]
+            reference = max(trial.metric for trial in passed if trial.metric is not None)
             prover.reference = reference
             prover.real_cases = _real_cases(recipe, calibration)
             variant = quantised_variant(
@@ -110,7 +111,7 @@ def build(
                 calibration,
                 draft / "int8.onnx",
                 transformer=recipe.transformer,
-                evaluate=lambda path: prover.metric_of(path),
+                evaluate=prover.metric_of,
                 reference=reference,
                 most_drop=options.most_drop,
                 progress=lambda what, share: report(what, 0.3 + 0.5 * share),
@@ -169,22 +170,31 @@ class Verdict:
     reason: str = ""
 
 
-def verify(engine: Engine, recipe: Recipe, *, most_drop: float = MOST_DROP, clock: Clock | None = None) -> Verdict:
-    """Run the gate again on this machine. Raises VerificationError for a file that changed since it was proven."""
+def verify(engine: Engine, recipe: Recipe, *, clock: Clock | None = None) -> Verdict:
+    """Run the engine's own gate again on this machine.
+
+    Raises VerificationError for a file that changed since it was proven, CalibrationError where the recipe's
+    labelled examples are not those that the gate was measured on, since two metrics would be compared.
+    """
+    gate = engine.manifest.gate
     task = recipe.task() if recipe.task is not None else None
+    if gate is not None and (task is None or task.digest != gate.digest):
+        raise CalibrationError(
+            f"the gate of {engine.manifest.key} was measured on {gate.examples} other labelled examples",
+            next_step=f"give the same ones: aula verify {engine.manifest.key} --labelled FILE",
+        )
     with open_engine(engine, recipe) as session:
         calibrated = engine.manifest.precision != "fp32" and recipe.calibration is not None
         cases = _real_cases(recipe, recipe.calibration()) if calibrated and recipe.calibration else _cases(recipe)
         error = _relative_error(session, cases)
         metric = task.evaluate(session) if task else None
         times = race({"engine": session}, recipe, clock or SystemClock())["engine"]
-    gate = engine.manifest.gate
     drop = gate.reference - metric if gate is not None and metric is not None else None
     reason = ""
     if engine.manifest.precision == "fp32" and not error <= recipe.tolerance:
         reason = f"relative error {error:.1e} is over the tolerance {recipe.tolerance:.0e}"
-    elif drop is not None and drop > most_drop:
-        reason = f"the metric drops by {100 * drop:.2f} points, more than {100 * most_drop:g}"
+    elif gate is not None and drop is not None and drop > gate.most_drop:
+        reason = f"the metric drops by {100 * drop:.2f} points, more than {100 * gate.most_drop:g}"
     elif not np.isfinite(error):
         reason = "the outputs are not finite"
     return Verdict(error, metric, drop, times, not reason, reason)

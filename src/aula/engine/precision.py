@@ -79,16 +79,20 @@ def quantised_variant(
             back = tuple(ranking[:count])
             metric = _metric(restored(quantised, graph, back), path, evaluate)
             count = min(2 * count, len(ranking)) if count < len(ranking) else count + 1
-    _metric(restored(quantised, graph, back), path, evaluate)
+    _write(restored(quantised, graph, back), path)
     failed = "" if metric >= least and len(back) < len(layers) else "no layer bears int8 within the gate"
     return Variant("int8", path, method.name, back, tried, failed)
 
 
 def _metric(model: "onnx.ModelProto", path: Path, evaluate: Callable[[Path], float]) -> float:
+    _write(model, path)
+    return evaluate(path)
+
+
+def _write(model: "onnx.ModelProto", path: Path) -> None:
     import onnx
 
     write_file(path, lambda target: onnx.save(model, str(target)))
-    return evaluate(path)
 
 
 def _runner(calibration: Calibration, path: Path) -> Callable[["onnx.ModelProto"], list[Arrays]]:
@@ -97,9 +101,7 @@ def _runner(calibration: Calibration, path: Path) -> Callable[["onnx.ModelProto"
     examples: Sequence[Arrays] = calibration.inputs[::step][:WATCHED_EXAMPLES]
 
     def run(model: "onnx.ModelProto") -> list[Arrays]:
-        import onnx
-
-        write_file(path, lambda target: onnx.save(model, str(target)))
+        _write(model, path)
         refusals = []
         for backend in available_backends():
             try:
