@@ -34,6 +34,7 @@ from aula.models import sphinx
 from aula.models.confidence import Evidence, confidence, read_evidence
 from aula.models.espeak import EspeakSpeaker
 from aula.models.questions import words_of
+from aula.models.word_errors import word_errors
 
 VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-us+f2", "en-gb+m3", "en-us+f4", "en-gb-x-rp+f3", "en-us+m7")
 PACES = (130, 150, 165, 180)
@@ -221,16 +222,6 @@ def measure(
             outcome = Outcome(reference, heard, word_errors(reference, heard), seen[0] if seen else None)
             result.outcomes.append(outcome)
     return result
-
-
-def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
-    """Levenshtein distance in words."""
-    row = list(range(len(heard) + 1))
-    for place, word in enumerate(reference, 1):
-        above, row = row, [place]
-        for column, other in enumerate(heard, 1):
-            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (word != other)))
-    return row[-1]
 
 
 def spoken(questions: Sequence[str], turn: int, speaker: EspeakSpeaker) -> list[Clip]:

@@ -20,10 +20,10 @@ from rich.table import Table
 from aula.assistant.asking import Asked, ask_file, record_question
 from aula.assistant.dialogue import Dialogue
 from aula.assistant.packs import open_course
+from aula.bench.machine import machine, percentile
 from aula.core.settings import Settings, load_settings
 from aula.core.types import Context
 from aula.runtime import Runtime, open_runtime
-from benchmarks.machine import machine, percentile
 
 QUESTIONS = (
     ("What is inertia?", "Inertia"),

@@ -23,8 +23,9 @@ FLOORS = {
     "cli": 7,
     "__main__": 8,
 }
-CORE_ONLY = {"bench"}
-"""Rooms that may see nothing but the vocabulary, whatever their floor."""
+MAY_SEE = {"bench": {"core", "backends", "engine", "models"}}
+"""Rooms that may see these alone, whatever their floor. A bench opens the engines that it compares, and so knows their
+models; it measures neither the runtime nor the assistant nor a server from within."""
 
 
 def _room(module: str) -> str:
@@ -60,7 +61,7 @@ def _violations(module: str, imported: set[str]) -> list[str]:
             continue
         if other not in FLOORS:
             faults.append(f"{module} imports {name}, which stands on no floor of the plan")
-        elif FLOORS[other] >= FLOORS[home] or (home in CORE_ONLY and other != "core"):
+        elif FLOORS[other] >= FLOORS[home] or other not in MAY_SEE.get(home, FLOORS):
             faults.append(f"{module} (floor {FLOORS[home]}) imports {name} (floor {FLOORS[other]})")
     return faults
 
@@ -100,3 +101,9 @@ def test_assistant_and_servers_reach_models_only_through_the_runtime() -> None:
         if _room(module) in ("assistant", "servers"):
             rooms = {_room(name) for name in _imports(path, module)}
             assert not rooms & {"models", "backends", "engine"}, f"{module} must ask the runtime"
+
+
+def test_a_bench_sees_engines_and_never_what_serves_them() -> None:
+    seen = {"aula.core.clock", "aula.backends.session", "aula.engine.build", "aula.models.bert"}
+    assert _violations("aula.bench.example", seen) == []
+    assert len(_violations("aula.bench.example", {"aula.runtime", "aula.assistant.turns", "aula.audio.devices"})) == 3

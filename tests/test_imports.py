@@ -8,6 +8,9 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 HEAVY = (
     "espeakng_loader",
+    "filelock",
+    "fsspec",
+    "huggingface_hub",
     "magika",
     "markitdown",
     "nncf",

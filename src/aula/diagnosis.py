@@ -15,7 +15,8 @@ from aula.backends.session import BACKENDS
 from aula.core.settings import TABLE, Settings, settings_files
 from aula.core.types import Licence
 from aula.engine.build import usable_cores
-from aula.engine.store import EngineStore
+from aula.engine.manifest import TargetEngine
+from aula.engine.store import Store
 from aula.runtime import RungReport, Runtime
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
@@ -140,10 +141,14 @@ def _gpus() -> list[str]:
 
 
 def _engines(settings: Settings) -> tuple[Part, ...]:
-    store = EngineStore(settings.home / "engines")
-    parts = []
-    for engine in store.engines():
-        chosen = engine.manifest.chosen
-        times = ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in chosen.milliseconds.items())
-        parts.append(Part(engine.manifest.name, True, f"{chosen.backend} {chosen.version}: {times}"))
-    return tuple(parts)
+    return tuple(
+        Part(bundle.manifest.name, True, _proven(part.engines["cpu"]))
+        for bundle in Store(settings.home / "engines").all()
+        for part in bundle.manifest.parts.values()
+        if "cpu" in part.engines
+    )
+
+
+def _proven(engine: TargetEngine) -> str:
+    times = ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in engine.chosen.milliseconds.items())
+    return f"{engine.precision} on {engine.backend} {engine.backend_version}: {times}"

@@ -39,7 +39,7 @@ from aula.core.types import (
     TranscribeRequest,
     Transcript,
 )
-from aula.engine.build import Progress
+from aula.engine.precision import Progress
 
 T = TypeVar("T")
 

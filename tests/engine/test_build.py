@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,76 +7,87 @@ import pytest
 
 from aula.backends.session import available_backends
 from aula.core.errors import CheckpointError, EngineError, StorageError, VerificationError
-from aula.engine.build import BuildOptions, build, open_engine
+from aula.engine.build import BuildOptions, build
 from aula.engine.graph import bind_weights
-from aula.engine.recipe import Arrays, Profile, Recipe, Size
-from aula.engine.store import EngineStore
+from aula.engine.manifest import Part
+from aula.engine.onnx_files import save_model
+from aula.engine.recipe import Model, Profile, Size
+from aula.engine.store import Store
+from aula.engine.verify import verify
+from tests.engine.toy import toy_model, toy_recipe
+
+ONE = BuildOptions(threads=1)
 
 
-def _recipe(folder: Path, *, wrong: float = 0.0) -> Recipe:
-    """y = x @ w, whose reference is off by `wrong`."""
-    source = folder / "weights.bin"
-    if not source.exists():
-        source.write_bytes(b"weights")
-    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
-
-    def write_graph() -> Any:
-        import spox
-        import spox.opset.ai.onnx.v20 as op
-
-        x = spox.argument(spox.Tensor(np.float32, ("rows", 3)))
-        w = spox.argument(spox.Tensor(np.float32, (3, 2)))
-        return bind_weights(spox.build({"x": x, "w": w}, {"y": op.matmul(x, w)}), {"w": weight})
-
-    def example(sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:
-        return {"x": generator.normal(size=(sizes["rows"], 3)).astype(np.float32)}
-
-    return Recipe(
-        name="toy",
-        revision=1,
-        sources=(source,),
-        write_graph=write_graph,
-        example=example,
-        reference=lambda inputs: {"y": inputs["x"] @ weight.astype(np.float64) + wrong},
-        profiles=(Profile("usual", {"rows": Size(1, 2, 4)}),),
-    )
+def _left(store: Store) -> list[str]:
+    """Everything in the store but empty folders."""
+    return [str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file()]
 
 
 def test_a_built_engine_computes_and_its_manifest_says_how_it_was_chosen(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path)
+    model = toy_model(tmp_path)
     steps: list[str] = []
-    engine = build(
-        recipe, EngineStore(tmp_path / "store"), BuildOptions(threads=1), progress=lambda what, _: steps.append(what)
-    )
-    assert {candidate.backend for candidate in engine.manifest.candidates} == set(available_backends())
-    chosen = engine.manifest.chosen
-    assert chosen.rejected is None
-    assert chosen.relative_error is not None
-    assert chosen.relative_error <= recipe.tolerance
-    assert steps[0] == "writing the graph"
-    assert steps[-1] == "built"
-    with open_engine(engine, recipe) as session:
+    bundle = build(model, Store(tmp_path / "store"), ONE, progress=lambda what, _: steps.append(what))
+    engine = bundle.engine()
+    assert {candidate.backend for candidate in engine.candidates} == set(available_backends())
+    assert engine.chosen.rejected is None
+    assert engine.chosen.relative_error is not None
+    assert engine.chosen.relative_error <= model.recipe("model").tolerance
+    assert engine.chosen.milliseconds.keys() == {"usual"}
+    assert bundle.part().inputs == {"x": ("rows", 3)}
+    assert bundle.part().written.parameters == 6
+    assert (steps[0], steps[-1]) == ("writing the graph", "built")
+    with bundle.open() as session:
         result = session.run({"x": np.ones((3, 3), np.float32)})
     np.testing.assert_allclose(result["y"], [[6, 9]] * 3)
+    assert [verdict.passed for verdict in verify(bundle, model)] == [True]
+
+
+def test_a_session_for_a_profile_serves_its_sizes(tmp_path: Path) -> None:
+    profiles = (Profile("single", {"rows": Size(1, 1, 1)}), Profile("many", {"rows": Size(1, 4, 8)}))
+    bundle = build(toy_model(tmp_path, profiles=profiles), Store(tmp_path / "store"), ONE)
+    assert bundle.part().bounds("many") == {"x": ((1, 8), (3, 3))}
+    with bundle.open(profile="single") as single, bundle.open(profile="many") as many:
+        np.testing.assert_allclose(single.run({"x": np.ones((1, 3), np.float32)})["y"], [[6, 9]])
+        np.testing.assert_allclose(many.run({"x": np.ones((8, 3), np.float32)})["y"], [[6, 9]] * 8)
+    with pytest.raises(EngineError, match="no profile 'none'") as failure:
+        bundle.open(profile="none")
+    assert failure.value.available == ("single", "many")
 
 
 def test_the_second_build_of_the_same_inputs_is_found_and_other_inputs_are_not(tmp_path: Path) -> None:
-    recipe, store = _recipe(tmp_path), EngineStore(tmp_path / "store")
-    first = build(recipe, store, BuildOptions(threads=1))
+    model, store = toy_model(tmp_path), Store(tmp_path / "store")
+    first = build(model, store, ONE)
     steps: list[str] = []
-    again = build(recipe, store, BuildOptions(threads=1), progress=lambda what, _: steps.append(what))
-    assert (again.folder, steps) == (first.folder, ["found"])
-    recipe.sources[0].write_bytes(b"other weights")
-    assert build(recipe, store, BuildOptions(threads=1)).folder != first.folder
+    again = build(model, store, ONE, progress=lambda what, _: steps.append(what))
+    assert (again, steps) == (first, ["found"])
+    other_sizes = toy_model(tmp_path, profiles=(Profile("usual", {"rows": Size(1, 2, 5)}),))
+    assert build(other_sizes, store, ONE).manifest.key != first.manifest.key
+    model.recipe("model").sources[0].write_bytes(b"other weights")
+    assert build(model, store, ONE).manifest.key != first.manifest.key
+
+
+def test_two_sources_of_one_name_both_count(tmp_path: Path) -> None:
+    sources = [tmp_path / "config.json", tmp_path / "1_Pooling" / "config.json"]
+    sources[1].parent.mkdir()
+    for source in sources:
+        source.write_text("{}")
+    model, store = toy_model(tmp_path, sources=tuple(sources)), Store(tmp_path / "store")
+    first = build(model, store, ONE)
+    assert set(first.part().sources) == {"config.json", "1_Pooling/config.json"}
+    for source in sources:
+        source.write_text('{"changed": true}')
+        assert build(model, store, ONE).manifest.key != first.manifest.key
+        source.write_text("{}")
 
 
 def test_an_engine_that_differs_from_its_reference_is_not_kept(tmp_path: Path) -> None:
-    store = EngineStore(tmp_path / "store")
+    store = Store(tmp_path / "store")
     with pytest.raises(VerificationError, match="over the tolerance"):
-        build(_recipe(tmp_path, wrong=0.1), store, BuildOptions(threads=1))
+        build(toy_model(tmp_path, wrong=0.1), store, ONE)
     with pytest.raises(VerificationError):
-        build(_recipe(tmp_path, wrong=float("nan")), store, BuildOptions(threads=1))
-    assert list(store.folder.iterdir()) == []
+        build(toy_model(tmp_path, wrong=float("nan")), store, ONE)
+    assert _left(store) == []
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
@@ -84,52 +95,121 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
         if what.startswith("proving"):
             raise KeyboardInterrupt
 
-    store = EngineStore(tmp_path / "store")
+    store = Store(tmp_path / "store")
     with pytest.raises(KeyboardInterrupt):
-        build(_recipe(tmp_path), store, BuildOptions(threads=1), progress=interrupt)
-    assert list(store.folder.iterdir()) == []
+        build(toy_model(tmp_path), store, ONE, progress=interrupt)
+    assert _left(store) == []
 
 
-def test_one_changed_byte_is_found_before_the_engine_is_opened(tmp_path: Path) -> None:
-    recipe, store = _recipe(tmp_path), EngineStore(tmp_path / "store")
-    engine = build(recipe, store, BuildOptions(threads=1))
-    content = bytearray(engine.model.read_bytes())
+def test_an_interrupted_build_of_two_parts_goes_on_with_the_second(tmp_path: Path) -> None:
+    written: list[str] = []
+
+    def recipe(name: str) -> object:
+        plain = toy_recipe(tmp_path)
+        graph = plain.write_graph
+
+        def write() -> object:
+            written.append(name)
+            return graph()
+
+        return toy_recipe(tmp_path, name=name, write_graph=write)
+
+    model = Model("pair", {"first": recipe("first"), "second": recipe("second")})  # type: ignore[dict-item]
+    store = Store(tmp_path / "store")
+
+    def interrupt(what: str, share: float) -> None:
+        if what.startswith("second: proving"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(model, store, ONE, progress=interrupt)
+    assert store.keys() == []
+    assert written == ["first", "second"]
+    bundle = build(model, store, ONE)
+    assert written == ["first", "second", "second"]
+    assert list(bundle.manifest.parts) == ["first", "second"]
+    with pytest.raises(EngineError, match="no part 'third'"):
+        bundle.open("third")
+
+
+def test_a_build_over_damaged_files_makes_them_whole(tmp_path: Path) -> None:
+    model, store = toy_model(tmp_path), Store(tmp_path / "store")
+    bundle = build(model, store, ONE)
+    path = bundle.model_file()
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    engine.model.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(VerificationError, match="has changed since it was proven"):
-        open_engine(engine, recipe)
-    open_engine(build(recipe, store, BuildOptions(threads=1, rebuild=True)), recipe).close()
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"name": 1}'])
-def test_a_damaged_manifest_counts_as_absent_and_is_built_over(tmp_path: Path, damage: bytes) -> None:
-    recipe, store = _recipe(tmp_path), EngineStore(tmp_path / "store")
-    engine = build(recipe, store, BuildOptions(threads=1))
-    (engine.folder / "manifest.json").write_bytes(damage)
-    assert store.find(engine.manifest.key) is None
-    assert build(recipe, store, BuildOptions(threads=1)).manifest.model_digest == engine.manifest.model_digest
-
-
-def test_a_manifest_whose_model_lies_outside_its_folder_is_not_trusted(tmp_path: Path) -> None:
-    store = EngineStore(tmp_path / "store")
-    engine = build(_recipe(tmp_path), store, BuildOptions(threads=1))
-    manifest = engine.folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"fp32.onnx"', '"../fp32.onnx"'))
-    (store.folder / "fp32.onnx").write_bytes(b"climbed out")
-    assert store.find(engine.manifest.key) is None
+        bundle.open()
+    with pytest.raises(VerificationError, match="has changed"):
+        bundle.check()
+    build(model, store, BuildOptions(threads=1, rebuild=True)).open().close()
+    path.unlink()
+    build(model, store, ONE).open().close()
 
 
 def test_missing_sources_and_a_store_that_is_a_file(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path)
+    model = toy_model(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be written"):
-        build(recipe, EngineStore(blocked), BuildOptions(threads=1))
-    recipe.sources[0].unlink()
+        build(model, Store(blocked), ONE)
+    model.recipe("model").sources[0].unlink()
     with pytest.raises(CheckpointError, match=r"weights\.bin cannot be read"):
-        build(recipe, EngineStore(tmp_path / "store"), BuildOptions(threads=1))
+        build(model, Store(tmp_path / "store"), ONE)
 
 
-def test_sizes_must_rise() -> None:
+def test_a_full_disk_is_said_and_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> Part:
+        raise OSError(28, "No space left on device")
+
+    store = Store(tmp_path / "store")
+    monkeypatch.setattr("aula.engine.store.file_digest", full)
+    with pytest.raises(StorageError, match="No space left"):
+        build(toy_model(tmp_path), store, ONE)
+    assert _left(store) == []
+
+
+def test_names_that_no_disk_takes_become_keys_that_every_disk_takes(tmp_path: Path) -> None:
+    for name in ("我的模型", "a/b c", "../up", ""):
+        bundle = build(Model(name, {"model": toy_recipe(tmp_path)}), Store(tmp_path / "store"), ONE)
+        assert bundle.manifest.name == name
+        assert "/" not in bundle.manifest.key
+        assert not bundle.manifest.key.startswith(".")
+
+
+def test_sizes_must_rise_and_targets_and_precisions_be_known() -> None:
     with pytest.raises(EngineError, match="rise from 1"):
         Size(4, 2, 8)
+    with pytest.raises(EngineError, match="no engine for 'sm75'") as failure:
+        BuildOptions(target="sm75")
+    assert failure.value.available == ("cpu",)
+    with pytest.raises(EngineError, match="no precision int4"):
+        BuildOptions(("int4",))
+
+
+def test_weights_that_lie_beside_the_graph_go_into_the_store_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.arange(1500, dtype=np.float32).reshape(3, 500) / 1500
+
+    def write() -> Any:
+        import spox
+        import spox.opset.ai.onnx.v20 as op
+
+        x, w = (spox.argument(spox.Tensor(np.float32, shape)) for shape in (("rows", 3), (3, 500)))
+        return bind_weights(spox.build({"x": x, "w": w}, {"y": op.matmul(x, w)}), {"w": weight})
+
+    monkeypatch.setattr("aula.engine.build.save_model", partial(save_model, limit=1000))
+    model = toy_model(tmp_path, write_graph=write, reference=lambda inputs: {"y": inputs["x"] @ weight})
+    bundle = build(model, Store(tmp_path / "store"), ONE)
+    files = bundle.engine().files
+    assert [file.suffix for file in files] == [".onnx", ".data"]
+    assert sorted(path.name for path in bundle.files.iterdir()) == sorted(file.name for file in files)
+    with bundle.open() as session:
+        result = session.run({"x": np.ones((1, 3), np.float32)})
+    np.testing.assert_allclose(result["y"][0], weight.sum(axis=0), rtol=1e-6)
+    side = bundle.files / files[1].name
+    side.write_bytes(bytes(len(side.read_bytes())))
+    with pytest.raises(VerificationError, match="has changed"):
+        bundle.open()

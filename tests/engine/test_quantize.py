@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from aula.backends.session import Session, SessionOptions, open_session
-from aula.core.errors import CalibrationError, EngineError
+from aula.core.errors import CalibrationError
 from aula.engine import precision
-from aula.engine.build import BuildOptions, build, open_engine, verify
+from aula.engine.build import BuildOptions, build
 from aula.engine.graph import bind_weights, report
 from aula.engine.quantize import (
     Method,
@@ -21,8 +21,9 @@ from aula.engine.quantize import (
     restored,
     sensitivities,
 )
-from aula.engine.recipe import Arrays, Calibration, Profile, Recipe, Size, Task
-from aula.engine.store import EngineStore
+from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
+from aula.engine.store import Store
+from aula.engine.verify import verify
 
 pytest.importorskip("nncf", reason="the extra `quantize` is not installed")
 
@@ -171,27 +172,27 @@ def test_calibration_data_that_means_nothing_is_refused(calibration: Calibration
 
 
 def test_a_build_tries_both_precisions_and_says_what_it_kept_and_why(tmp_path: Path) -> None:
-    recipe, store = _recipe(tmp_path), EngineStore(tmp_path / "store")
+    recipe, store = _recipe(tmp_path), Store(tmp_path / "store")
     options = BuildOptions(("fp32", "int8"), threads=1, most_drop=0.05)
-    engine = build(recipe, store, options)
-    manifest = engine.manifest
-    assert {candidate.precision for candidate in manifest.candidates} == {"fp32", "int8"}
-    assert manifest.gate is not None
-    assert (manifest.gate.reference, manifest.gate.examples) == (1.0, 200)
-    assert manifest.quantisation is not None
-    assert manifest.quantisation.digest == "d"
-    kept = [candidate for candidate in manifest.candidates if candidate.rejected is None]
-    assert manifest.chosen in kept
-    if manifest.precision == "fp32":
-        assert all(c.rejected for c in manifest.candidates if c.precision == "int8")
-    assert sorted(path.name for path in engine.folder.iterdir()) == sorted(["manifest.json", manifest.model])
-    assert store.find(manifest.key) == engine, "the manifest is read back as it was written"
-    verdict = verify(engine, recipe)
+    bundle = build(Model.of(recipe), store, options)
+    engine = bundle.engine()
+    assert {candidate.precision for candidate in engine.candidates} == {"fp32", "int8"}
+    assert engine.gate is not None
+    assert (engine.gate.reference, engine.gate.examples) == (1.0, 200)
+    assert engine.quantisation is not None
+    assert engine.quantisation.digest == "d"
+    kept = [candidate for candidate in engine.candidates if candidate.rejected is None]
+    assert engine.chosen in kept
+    if engine.precision == "fp32":
+        assert all(c.rejected for c in engine.candidates if c.precision == "int8")
+    assert [path.name for path in store.files.iterdir()] == [engine.files[0].name]
+    assert store.find(bundle.manifest.key) == bundle, "the manifest is read back as it was written"
+    verdict = verify(bundle, Model.of(recipe))[0]
     assert verdict.passed, verdict
     other = replace(recipe, task=lambda: replace(_task(), digest="others"))
     with pytest.raises(CalibrationError, match="other labelled examples"):
-        verify(engine, other)
-    open_engine(engine, recipe).close()
+        verify(bundle, Model.of(other))
+    bundle.open().close()
 
 
 def test_a_gate_that_nothing_passes_leaves_fp32(tmp_path: Path) -> None:
@@ -206,9 +207,9 @@ def test_a_gate_that_nothing_passes_leaves_fp32(tmp_path: Path) -> None:
         return Task("exactness", 1, "s", evaluate)
 
     options = BuildOptions(("fp32", "int8"), threads=1)
-    engine = build(_recipe(tmp_path, task=strict), EngineStore(tmp_path / "store"), options)
-    assert engine.manifest.precision == "fp32"
-    reasons = [c.rejected for c in engine.manifest.candidates if c.precision == "int8"]
+    engine = build(Model.of(_recipe(tmp_path, task=strict)), Store(tmp_path / "store"), options).engine()
+    assert engine.precision == "fp32"
+    reasons = [c.rejected for c in engine.candidates if c.precision == "int8"]
     assert reasons
     assert all(reason and "int8" in reason for reason in reasons)
 
@@ -232,12 +233,36 @@ def test_sensitive_layers_are_put_back_until_the_metric_holds(tmp_path: Path) ->
     )
     assert len(found.restored) == 1
     assert found.failed == ""
-    assert set(found.tried) == {"mean-minmax", "minmax", "percentile-99.99"}
+    assert set(found.tried) == {"mean-minmax", "minmax", "percentile-99.99", "mse"}
     assert len(quantized_layers(onnx.load(str(found.path)))) == 1
 
 
 def test_int8_without_real_data_and_unknown_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="--calibrate"):
-        build(_recipe(tmp_path, calibration=None), EngineStore(tmp_path / "s"), BuildOptions(("int8",), threads=1))
-    with pytest.raises(EngineError, match="no precision int4"):
-        BuildOptions(("int4",))
+        build(Model.of(_recipe(tmp_path, calibration=None)), Store(tmp_path / "s"), BuildOptions(("int8",)))
+    with pytest.raises(CalibrationError, match="--labelled"):
+        build(Model.of(_recipe(tmp_path, task=None)), Store(tmp_path / "s"), BuildOptions(("bf16",)))
+
+
+def test_made_up_examples_serve_made_up_weights_alone(tmp_path: Path) -> None:
+    changes = {"calibration": lambda: _calibration(random=True), "task": None, "seeded": True}
+    options = BuildOptions(("fp32", "int8"), threads=1)
+    bundle = build(Model.of(_recipe(tmp_path, **changes)), Store(tmp_path / "store"), options)
+    assert bundle.manifest.seeded
+    assert bundle.engine().gate is None
+    assert {candidate.precision for candidate in bundle.engine().candidates} == {"fp32", "int8"}
+    with pytest.raises(CalibrationError, match="random"):
+        build(
+            Model.of(_recipe(tmp_path, **{**changes, "seeded": False, "task": _task})), Store(tmp_path / "s"), options
+        )
+
+
+def test_a_graph_that_the_recipe_wrote_itself_needs_no_calibration(tmp_path: Path) -> None:
+    def own() -> Any:
+        return quantize(_graph(), _calibration(), MINMAX, transformer=False)
+
+    recipe = _recipe(tmp_path, calibration=None, written={"int8": own})
+    bundle = build(Model.of(recipe), Store(tmp_path / "store"), BuildOptions(("fp32", "int8"), most_drop=0.05))
+    made = bundle.engine().quantisation
+    assert made is not None
+    assert (made.method, made.source) == ("the recipe's own", "the weights alone")

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from aula.backends.session import SessionOptions, available_backends, open_session
 from aula.core.errors import CalibrationError, CheckpointError, InputError
-from aula.engine.build import BuildOptions, build, open_engine
-from aula.engine.store import EngineStore
+from aula.engine.build import BuildOptions, build
+from aula.engine.recipe import Model
+from aula.engine.store import Store
 from aula.models.checkpoints import Checkpoint
 from aula.models.efficientnet import Reference, efficientnet_recipe, write_graph
 from aula.models.efficientnet_examples import calibration, read_pictures, task
@@ -67,12 +68,13 @@ def test_logits_equal_those_of_timm_and_transformers(
 
 def test_the_builder_proves_the_recipe_on_every_backend(stored: dict[str, NDArray[Any]], tmp_path: Path) -> None:
     recipe = efficientnet_recipe(_small(stored, tmp_path / "model"), "small")
-    engine = build(recipe, EngineStore(tmp_path / "store"), BuildOptions(threads=1))
-    errors = [candidate.relative_error for candidate in engine.manifest.candidates]
-    assert all(error is not None and error < 1e-5 for error in errors), engine.manifest.candidates
+    bundle = build(Model.of(recipe), Store(tmp_path / "store"), BuildOptions(threads=1))
+    candidates = bundle.engine().candidates
+    errors = [candidate.relative_error for candidate in candidates]
+    assert all(error is not None and error < 1e-5 for error in errors), candidates
 
     images = seeded_images(61, 75)
-    with open_engine(engine, recipe) as session:
+    with bundle.open() as session:
         together = session.run({"pixel_values": images})["logits"]
         alone = [session.run({"pixel_values": image[None]})["logits"][0] for image in images]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
@@ -214,7 +216,7 @@ def test_pictures_calibrate_and_judge(tmp_path: Path) -> None:
     pixels[np.arange(600), 0, 0, labels[:600]] = 1  # the last picture says class 0, which it is
     pixels[:3, 0, 0] = [0, 0, 0, 2]
     np.savez(tmp_path / "pictures.npz", pixel_values=pixels, labels=labels)
-    pictures = read_pictures(tmp_path / "pictures.npz")
+    pictures = read_pictures(tmp_path / "pictures.npz", Checkpoint(tmp_path))
     judged = task(pictures)
     assert judged.examples == 601
     session: Any = Parrot()
@@ -241,14 +243,67 @@ def test_pictures_calibrate_and_judge(tmp_path: Path) -> None:
 def test_pictures_of_another_form_are_named(tmp_path: Path, arrays: dict[str, NDArray[Any]], named: str) -> None:
     np.savez(tmp_path / "pictures.npz", allow_pickle=True, **arrays)
     with pytest.raises(CalibrationError, match=named):
-        task(read_pictures(tmp_path / "pictures.npz"))
+        task(read_pictures(tmp_path / "pictures.npz", Checkpoint(tmp_path)))
 
 
 def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"PK\x03\x04 torn", b"text"):
         (tmp_path / "pictures.npz").write_bytes(content)
         with pytest.raises(CalibrationError, match="cannot be read as npz"):
-            read_pictures(tmp_path / "pictures.npz")
+            read_pictures(tmp_path / "pictures.npz", Checkpoint(tmp_path))
     np.save(tmp_path / "bare.npy", np.zeros(3))
     with pytest.raises(CalibrationError, match="cannot be read as npz"):
-        read_pictures(tmp_path / "bare.npy")
+        read_pictures(tmp_path / "bare.npy", Checkpoint(tmp_path))
+
+
+def _folder(checkpoint: Path, classes: dict[str, str], files: list[str]) -> Path:
+    """Pictures in folders, and a checkpoint of those classes."""
+    from PIL import Image
+
+    checkpoint.mkdir()
+    half = [0.5, 0.5, 0.5]
+    prepared = {"size": {"height": 64, "width": 64}, "image_mean": half, "image_std": half}
+    (checkpoint / "config.json").write_text(json.dumps({**TRANSFORMERS, "id2label": classes}))
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(prepared))
+    folder = checkpoint / "pictures"
+    for number, name in enumerate(files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 70), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "labels"),
+    [
+        ({"0": "dog", "1": "cat"}, ("cat", "dog"), [1, 0]),
+        ({"0": "dog", "1": "cat"}, ("0", "1"), [0, 1]),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, ("ape", "bee"), [0, 1]),
+    ],
+)
+def test_a_folder_of_pictures_is_prepared_and_labelled(
+    tmp_path: Path, classes: dict[str, str], names: tuple[str, str], labels: list[int]
+) -> None:
+    folder = _folder(tmp_path / "model", classes, [f"{names[0]}/a.png", f"{names[1]}/b.JPG", f"{names[1]}/note.png"])
+    (folder / names[0] / "readme.txt").write_text("no picture")
+    pictures = read_pictures(folder, Checkpoint(tmp_path / "model"))
+    assert pictures.pixels.shape == (3, 3, 64, 64)
+    assert pictures.labels is not None
+    assert pictures.labels.tolist() == [labels[0], labels[1], labels[1]]
+
+
+def test_folders_that_hold_no_pictures_or_other_classes_are_named(tmp_path: Path) -> None:
+    bare = _folder(tmp_path / "bare", {"0": "dog", "1": "cat"}, ["a.png", "b.png"])
+    checkpoint = Checkpoint(tmp_path / "bare")
+    assert read_pictures(bare, checkpoint).labels is None
+    with pytest.raises(CalibrationError, match="no array labels"):
+        task(read_pictures(bare, checkpoint))
+    (bare / "c.png").write_bytes(b"\x89PNG torn")
+    with pytest.raises(CalibrationError, match=r"c\.png cannot be read as a picture"):
+        read_pictures(bare, checkpoint)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(CalibrationError, match="holds no pictures"):
+        read_pictures(tmp_path / "none", checkpoint)
+    other = _folder(tmp_path / "other", {"0": "dog", "1": "cat"}, ["owl/a.png", "dog/b.png"])
+    with pytest.raises(CalibrationError, match="owl") as failure:
+        read_pictures(other, Checkpoint(tmp_path / "other"))
+    assert failure.value.available == ("dog", "cat")

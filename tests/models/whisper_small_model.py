@@ -1,6 +1,11 @@
 """A Whisper small enough for milliseconds, with every part of the true architecture."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from aula.engine.recipe import Profile
+
+if TYPE_CHECKING:
+    import onnx
 
 SMALL: dict[str, Any] = {
     "model_type": "whisper",
@@ -31,3 +36,12 @@ POSITIONS = (50, 31)
 
 PROMPT = (308, 17, 42)
 TOKENS = 24
+
+
+def bounds_of(graph: "onnx.ModelProto", profile: Profile) -> dict[str, tuple[tuple[int, int], ...]]:
+    """What a session is opened with that serves this profile alone."""
+    sizes = {name: (size.least, size.greatest) for name, size in profile.sizes.items()}
+    return {
+        value.name: tuple(sizes.get(axis.dim_param, (axis.dim_value,) * 2) for axis in value.type.tensor_type.shape.dim)
+        for value in graph.graph.input
+    }

@@ -6,7 +6,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from aula.backends.onnx_file import dimension_names
 from aula.backends.session import Session, SessionOptions, Tensors, refusing
+from aula.backends.sizes import named
 from aula.core.errors import BackendError
 from aula.core.types import TensorSpec
 
@@ -26,12 +28,21 @@ class OnnxRuntimeSession(Session):
     backend = "onnxruntime"
 
     def __init__(self, model: Path, options: SessionOptions) -> None:
+        if options.precision == "bf16":
+            raise BackendError(
+                "ONNX Runtime computes no bf16 on the CPU",
+                available=("fp32", "any"),
+                next_step="open the graph with the openvino backend, or in fp32",
+            )
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         # Spinning threads would take the core from the next stage of the same turn.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        names = dimension_names(model)
+        for name, size in _fixed(names, options).items():
+            settings.add_free_dimension_override_by_name(name, size)
         self._session: Any = refusing(
             "ONNX Runtime",
             model,
@@ -39,7 +50,7 @@ class OnnxRuntimeSession(Session):
         )
         self._output_names = [output.name for output in self._session.get_outputs()]
         super().__init__(
-            [_spec(tensor) for tensor in self._session.get_inputs()],
+            [named(_spec(tensor), names) for tensor in self._session.get_inputs()],
             [_spec(tensor) for tensor in self._session.get_outputs()],
             options,
         )
@@ -56,6 +67,15 @@ class OnnxRuntimeSession(Session):
 
     def _close(self) -> None:
         self._session = None
+
+
+def _fixed(names: dict[str, tuple[str, ...]], options: SessionOptions) -> dict[str, int]:
+    """The sizes of free dimensions that the bounds fix. A name that two axes fix differently is left free."""
+    sizes: dict[str, set[int]] = {}
+    for tensor, limits in options.bounds.items():
+        for name, (least, greatest) in zip(names.get(tensor, ()), limits, strict=False):
+            sizes.setdefault(name, set()).update((least, greatest))
+    return {name: found.pop() for name, found in sizes.items() if name and len(found) == 1}
 
 
 def _spec(tensor: Any) -> TensorSpec:

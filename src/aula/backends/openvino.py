@@ -8,7 +8,9 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from aula.backends.onnx_file import dimension_names
 from aula.backends.session import Session, SessionOptions, Tensors, refusing
+from aula.backends.sizes import bounded, named
 from aula.core.errors import BackendError
 from aula.core.types import TensorSpec
 
@@ -17,28 +19,62 @@ class OpenVinoSession(Session):
     backend = "openvino"
 
     def __init__(self, model: Path, options: SessionOptions) -> None:
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        if options.threads:
-            config["INFERENCE_NUM_THREADS"] = options.threads
-        if options.precision == "fp32":
-            # On AMX machines OpenVINO rounds to BF16 unless told otherwise, so results differ between CPUs.
-            config["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled: Any = refusing("OpenVINO", model, lambda: openvino.Core().compile_model(str(model), "CPU", config))
+        core = openvino.Core()
+        config = _config(core, options)
+        graph: Any = refusing("OpenVINO", model, lambda: core.read_model(str(model)))
+        names = dimension_names(model)
+        inputs = [named(_spec(port), names) for port in graph.inputs]
+        shapes = _shapes(inputs, options)
+        if shapes:
+            refusing("OpenVINO", model, lambda: graph.reshape(shapes))
+        compiled: Any = refusing("OpenVINO", model, lambda: core.compile_model(graph, "CPU", config))
         self._compiled = compiled
         self._request: Any = compiled.create_infer_request()
-        self._output_names = [_name(port) for port in compiled.outputs]
-        super().__init__([_spec(port) for port in compiled.inputs], [_spec(port) for port in compiled.outputs], options)
+        outputs = [_spec(port) for port in compiled.outputs]
+        # Where the shape is known the runtime writes straight into an array that the caller keeps.
+        self._written = {
+            index: (port.shape, np.dtype(port.element_type.to_dtype()))
+            for index, port in enumerate(compiled.outputs)
+            if port.partial_shape.is_static and port.element_type.to_string() != "bf16"
+        }
+        self._output_names = [spec.name for spec in outputs]
+        self._bound: dict[str, NDArray[Any]] = {}
+        super().__init__(inputs, outputs, options)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        fresh = {index: np.empty(tuple(shape), dtype) for index, (shape, dtype) in self._written.items()}
         try:
-            # share_inputs: no copy in; outputs are copied out, since the request's buffers are used again.
-            results = self._request.infer(dict(tensors), share_inputs=True, share_outputs=False)
+            for name, array in tensors.items():
+                self._bind(name, array)
+            for index, array in fresh.items():
+                self._request.set_output_tensor(index, openvino.Tensor(array, shared_memory=True))
+            self._request.start_async()
+            self._request.wait()
+            # The others are copied out of the request's own memory, which the next run uses again.
+            return {
+                name: fresh[index] if index in fresh else np.array(self._request.get_output_tensor(index).data)
+                for index, name in enumerate(self._output_names)
+            }
         except Exception as error:
             raise BackendError(
                 f"OpenVINO failed in a run: {error}",
                 next_step="check the shapes against the engine's profile",
             ) from error
-        return {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+
+    def _bind(self, name: str, array: NDArray[Any]) -> None:
+        """Let the runtime read the array where it lies. One that it reads there already stays bound: a decoder's step
+        has fifty inputs that are the same arrays each time, and binding them anew takes 2 to 4 ms.
+
+        Read-only arrays and those that are not C-contiguous are copied, every time.
+        """
+        if self._bound.get(name) is array:
+            return
+        shared = array.flags.writeable and array.flags.c_contiguous and array.size > 0
+        self._bound.pop(name, None)
+        tensor = openvino.Tensor(array, shared_memory=True) if shared else openvino.Tensor(np.array(array, order="C"))
+        self._request.set_tensor(name, tensor)
+        if shared:
+            self._bound[name] = array
 
     def precisions(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -50,6 +86,45 @@ class OpenVinoSession(Session):
 
     def _close(self) -> None:
         self._request = self._compiled = None
+        self._bound.clear()
+
+
+_HINTS = {"fp32": ("f32", ""), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
+"""OpenVINO's name of each arithmetic, and of the capability that a processor needs for it."""
+
+
+def _config(core: Any, options: SessionOptions) -> dict[str, Any]:
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    if options.threads:
+        config["INFERENCE_NUM_THREADS"] = options.threads
+    if options.precision in _HINTS:
+        # On AMX machines OpenVINO rounds to BF16 unless told otherwise, so results differ between CPUs.
+        hint, needed = _HINTS[options.precision]
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if needed and needed not in capabilities:
+            raise BackendError(
+                f"this processor has no {options.precision} arithmetic",
+                available=sorted(capabilities),
+                next_step="build for fp32 or int8 on this machine",
+            )
+        config["INFERENCE_PRECISION_HINT"] = hint
+    if options.dynamic_quantisation is not None:
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(options.dynamic_quantisation)
+    return config
+
+
+def _shapes(inputs: list[TensorSpec], options: SessionOptions) -> dict[str, Any]:
+    """What the graph is compiled for, by input: fixed sizes, and limits of the others."""
+    states = options.state_shapes or {}
+    shapes: dict[str, Any] = {spec.name: list(states[spec.name]) for spec in inputs if spec.name in states}
+    for spec in bounded(inputs, options.bounds):
+        if spec.name in options.bounds and spec.name not in shapes:
+            limits = options.bounds[spec.name]
+            shapes[spec.name] = [
+                size if isinstance(size, int) else openvino.Dimension(*limit)
+                for size, limit in zip(spec.shape, limits, strict=True)
+            ]
+    return {name: openvino.PartialShape(shape) for name, shape in shapes.items()}
 
 
 def _name(port: Any) -> str:

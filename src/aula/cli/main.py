@@ -8,11 +8,14 @@ import click
 
 from aula import __version__
 from aula.cli.ask import ask
-from aula.cli.build import build, inspect, verify_engine
+from aula.cli.bench import bench
+from aula.cli.build import build, inspect, verify_bundle
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
+from aula.cli.export import export
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
+from aula.cli.pull import pull
 
 EXIT_CODES = """\b
 Exit codes:
@@ -47,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (ask, course, doctor, demo, build, inspect, verify_engine):
+for command in (ask, course, doctor, demo, build, inspect, verify_bundle, pull, export, bench):
     cli.add_command(command)
 
 

@@ -15,9 +15,11 @@
     │   └── DocumentError          one document could not be read
     ├── EngineError                                                                  exit 5
     │   ├── ModelNotFoundError     a checkpoint or the package that carries it is absent
+    │   ├── DownloadError          a model hub that cannot be reached, refuses, or does not answer like one
     │   ├── CheckpointError        weights that are missing, mis-shaped or foreign
     │   ├── BackendError           a runtime is absent, or it refused a graph or a tensor
-    │   ├── VerificationError      an engine differs from its reference
+    │   ├── BundleError            a bundle that is damaged, or for another target, backend or version
+    │   ├── VerificationError      an engine differs from its reference, or from what was proven
     │   ├── CalibrationError       calibration data that is random, too little or of the wrong form
     │   └── NoRungError            nothing on this machine serves the capability
     ├── DeviceError                no microphone, no loudspeaker                     exit 6
@@ -108,11 +110,19 @@ class ModelNotFoundError(EngineError):
     pass
 
 
+class DownloadError(EngineError):
+    pass
+
+
 class CheckpointError(EngineError):
     pass
 
 
 class BackendError(EngineError):
+    pass
+
+
+class BundleError(EngineError):
     pass
 
 

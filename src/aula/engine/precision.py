@@ -1,4 +1,4 @@
-"""The search for an INT8 graph that keeps the task's metric: methods first, then layers put back."""
+"""Graphs of a lower precision: bf16 by its arithmetic, int8 by a search that keeps the task's metric."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from aula.backends.session import available_backends, open_session
 from aula.core.errors import BackendError
+from aula.engine.files import write_file
+from aula.engine.halves import lower_precision
+from aula.engine.onnx_files import save_model
 from aula.engine.quantize import (
     CONVOLUTION_METHODS,
     TRANSFORMER_METHODS,
@@ -16,13 +19,16 @@ from aula.engine.quantize import (
     restored,
     sensitivities,
 )
-from aula.engine.recipe import Arrays, Calibration
-from aula.engine.store import write_file
+from aula.engine.recipe import Arrays, Calibration, Recipe
+from aula.engine.unsigned import unsigned_activations
 
 if TYPE_CHECKING:
     import onnx
 
+PRECISIONS = ("fp32", "bf16", "int8")
+"""What a CPU engine can be built in, the most exact first."""
 Progress = Callable[[str, float], None]
+"""Called with what is being done and the share that is done, 0 to 1."""
 WATCHED_EXAMPLES = 8
 """How many calibration examples the search for sensitive layers looks at."""
 
@@ -38,6 +44,47 @@ class Variant:
     restored: tuple[str, ...] = ()
     tried: dict[str, float] = field(default_factory=dict)
     failed: str = ""
+
+
+def lower_variant(
+    precision: str,
+    graph: "onnx.ModelProto",
+    recipe: Recipe,
+    folder: Path,
+    *,
+    calibration: Calibration | None,
+    evaluate: Callable[[Path], float] | None,
+    reference: float,
+    most_drop: float,
+    progress: Progress,
+) -> Variant:
+    """`graph` in a lower precision, written into `folder`: by the recipe itself, where it knows how, else by the
+    builder. `evaluate` is None where no task can judge, because the weights are made up."""
+    path = folder / f"{precision}.onnx"
+    if precision in recipe.written:
+        progress(f"writing the {precision} graph", 0.0)
+        _write(recipe.written[precision](), path)
+        return Variant(precision, path, method="the recipe's own")
+    if precision == "bf16":
+        _write(lower_precision(graph, precision), path)
+        return Variant(precision, path)
+    assert calibration is not None
+    if evaluate is None:
+        method = (TRANSFORMER_METHODS if recipe.transformer else CONVOLUTION_METHODS)[0]
+        progress(f"quantising: {method.name}", 0.0)
+        made = quantize(graph, calibration, method, transformer=recipe.transformer, seeded=recipe.seeded)
+        _write(unsigned_activations(made), path)
+        return Variant(precision, path, method.name)
+    return quantised_variant(
+        graph,
+        calibration,
+        path,
+        transformer=recipe.transformer,
+        evaluate=evaluate,
+        reference=reference,
+        most_drop=most_drop,
+        progress=progress,
+    )
 
 
 def quantised_variant(
@@ -79,20 +126,18 @@ def quantised_variant(
             back = tuple(ranking[:count])
             metric = _metric(restored(quantised, graph, back), path, evaluate)
             count = min(2 * count, len(ranking)) if count < len(ranking) else count + 1
-    _write(restored(quantised, graph, back), path)
+    _write(unsigned_activations(restored(quantised, graph, back)), path)
     failed = "" if metric >= least and len(back) < len(layers) else "no layer bears int8 within the gate"
     return Variant("int8", path, method.name, back, tried, failed)
 
 
 def _metric(model: "onnx.ModelProto", path: Path, evaluate: Callable[[Path], float]) -> float:
-    _write(model, path)
+    _write(unsigned_activations(model), path)
     return evaluate(path)
 
 
 def _write(model: "onnx.ModelProto", path: Path) -> None:
-    import onnx
-
-    write_file(path, lambda target: onnx.save(model, str(target)))
+    write_file(path, lambda target: save_model(model, target))
 
 
 def _runner(calibration: Calibration, path: Path) -> Callable[["onnx.ModelProto"], list[Arrays]]:

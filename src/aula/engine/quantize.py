@@ -33,7 +33,8 @@ Outputs = Callable[["onnx.ModelProto"], list[Arrays]]
 class Method:
     """How ranges are found. `smooth` is SmoothQuant's alpha (Xiao et al. 2022, arXiv:2211.10438), None for none.
     `percentile` of each example's activations is where they are clipped, 100 being the extremes; `over` says how the
-    examples are put together: "all" takes the widest, "mean" the average, which clips what is rare."""
+    examples are put together: "all" takes the widest, "mean" the average, which clips what is rare, "mse" the range
+    with the least squared rounding error over a histogram of all."""
 
     name: str
     smooth: float | None
@@ -46,19 +47,22 @@ TRANSFORMER_METHODS = (
     Method("mean-minmax", None, over="mean"),
     Method("minmax", None),
     Method("percentile-99.99", None, 99.99),
+    Method("mse", None, over="mse"),
 )
 CONVOLUTION_METHODS = (
     Method("minmax", None),
     Method("mean-minmax", None, over="mean"),
     Method("percentile-99.99", None, 99.99),
+    Method("mse", None, over="mse"),
 )
 
 
-def check_calibration(calibration: Calibration, model: "onnx.ModelProto") -> None:
-    """Raises CalibrationError unless there are enough real examples whose names and types are the graph's."""
+def check_calibration(calibration: Calibration, model: "onnx.ModelProto", *, seeded: bool = False) -> None:
+    """Raises CalibrationError unless there are enough real examples whose names, types and shapes are the graph's.
+    Made-up examples pass for `seeded` weights alone, which mean nothing themselves."""
     import onnx
 
-    if calibration.random:
+    if calibration.random and not seeded:
         raise CalibrationError(
             "the calibration data is random; ranges found on it mean nothing",
             next_step="give real examples: aula build MODEL --calibrate FILE",
@@ -80,6 +84,15 @@ def check_calibration(calibration: Calibration, model: "onnx.ModelProto") -> Non
                 f"but the graph takes {_described(wanted)}",
                 next_step="prepare the examples as the recipe prepares its inputs",
             )
+        for value in model.graph.input:
+            axes = [axis.dim_value or None for axis in value.type.tensor_type.shape.dim]
+            shape = example[value.name].shape
+            if len(axes) != len(shape) or any(a not in (None, b) for a, b in zip(axes, shape, strict=False)):
+                raise CalibrationError(
+                    f"example {place} of {calibration.source} holds {value.name} of shape {list(shape)}, "
+                    f"but the graph takes {[axis or 'any' for axis in axes]}",
+                    next_step="prepare the examples as the recipe prepares its inputs",
+                )
         if not all(np.isfinite(array).all() for array in example.values()):
             raise CalibrationError(
                 f"example {place} of {calibration.source} holds values that are not finite",
@@ -88,11 +101,11 @@ def check_calibration(calibration: Calibration, model: "onnx.ModelProto") -> Non
 
 
 def quantize(
-    model: "onnx.ModelProto", calibration: Calibration, method: Method, *, transformer: bool
+    model: "onnx.ModelProto", calibration: Calibration, method: Method, *, transformer: bool, seeded: bool = False
 ) -> "onnx.ModelProto":
     """A copy of `model` with Q/DQ pairs. Raises CalibrationError, and BackendError where NNCF is not installed
     or cannot take the graph."""
-    check_calibration(calibration, model)
+    check_calibration(calibration, model, seeded=seeded)
     nncf = _nncf()
     ranges = nncf.quantization.range_estimator
     advanced: dict[str, Any] = {
@@ -100,23 +113,7 @@ def quantize(
             matmul=-1 if method.smooth is None else method.smooth, convolution=-1
         )
     }
-    aggregators = ranges.AggregatorType
-    lowest, highest = (
-        (aggregators.MEAN, aggregators.MEAN) if method.over == "mean" else (aggregators.MIN, aggregators.MAX)
-    )
-    clipped = method.percentile < 100
-    advanced["activations_range_estimator_params"] = ranges.RangeEstimatorParameters(
-        min=ranges.StatisticsCollectorParameters(
-            statistics_type=ranges.StatisticsType.QUANTILE if clipped else ranges.StatisticsType.MIN,
-            aggregator_type=lowest,
-            quantile_outlier_prob=1 - method.percentile / 100,
-        ),
-        max=ranges.StatisticsCollectorParameters(
-            statistics_type=ranges.StatisticsType.QUANTILE if clipped else ranges.StatisticsType.MAX,
-            aggregator_type=highest,
-            quantile_outlier_prob=1 - method.percentile / 100,
-        ),
-    )
+    advanced["activations_range_estimator_params"] = _range_estimator(ranges, method)
     copy = type(model)()
     copy.CopyFrom(model)
     try:
@@ -135,13 +132,35 @@ def quantize(
         raise BackendError(f"NNCF cannot quantise this graph: {error}", next_step="build without int8") from error
 
 
+def _range_estimator(ranges: Any, method: Method) -> Any:
+    """What NNCF calls the method. `ranges` is its module range_estimator."""
+    if method.over == "mse":
+        return ranges.RangeEstimatorParametersSet.HISTOGRAM
+    statistics, aggregators = ranges.StatisticsType, ranges.AggregatorType
+    clipped, averaged = method.percentile < 100, method.over == "mean"
+    outliers = 1 - method.percentile / 100
+    return ranges.RangeEstimatorParameters(
+        min=ranges.StatisticsCollectorParameters(
+            statistics_type=statistics.QUANTILE if clipped else statistics.MIN,
+            aggregator_type=aggregators.MEAN if averaged else aggregators.MIN,
+            quantile_outlier_prob=outliers,
+        ),
+        max=ranges.StatisticsCollectorParameters(
+            statistics_type=statistics.QUANTILE if clipped else statistics.MAX,
+            aggregator_type=aggregators.MEAN if averaged else aggregators.MAX,
+            quantile_outlier_prob=outliers,
+        ),
+    )
+
+
 def quantized_layers(model: "onnx.ModelProto") -> list[str]:
-    """Names of the nodes that compute on dequantised inputs: the layers that run in INT8."""
+    """Names of the nodes that compute on dequantised inputs: the layers that run in INT8, and the sums and products
+    between them (residuals, squeeze-excite gates), which round their inputs too."""
     dequantised = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and any(name in dequantised for name in node.input)
+        if node.op_type in ("MatMul", "Gemm", "Conv", "Mul", "Add") and any(name in dequantised for name in node.input)
     ]
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 Arrays = dict[str, NDArray[Any]]
+WHOLE = "model"
+"""The part's name where a model is one graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,10 @@ class Recipe:
     sizes; `reference(inputs)` computes the outputs by a second, plain implementation in float64, against
     which every engine is checked: the largest difference divided by the largest reference value must not
     exceed `tolerance` in fp32. Lower precisions need `calibration` and are judged by `task`. `sources` are the files
-    whose digests identify what went in; raising `revision` says that the recipe itself changed.
+    whose digests identify what went in; raising `revision` says that the recipe itself changed. `written` gives graphs
+    of a lower precision that the recipe writes itself, by precision, in place of the builder's own;
+    `dynamic_quantisation` is how many activations share a scale where only weights are int8 (see SessionOptions).
+    `seeded` owns up to made-up weights: such an engine is measured, never packaged for use, so no task judges it.
     """
 
     name: str
@@ -101,4 +106,37 @@ class Recipe:
     transformer: bool = True
     calibration: Callable[[], Calibration] | None = None
     task: Callable[[], Task] | None = None
+    written: Mapping[str, Callable[[], "onnx.ModelProto"]] = field(default_factory=dict)
+    dynamic_quantisation: int | None = None
+    seeded: bool = False
     licences: tuple[Licence, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a checkpoint came from: its name on the hub, and the commit that was pinned."""
+
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe."""
+
+    name: str
+    parts: Mapping[str, Recipe]
+    origin: Origin | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, origin: Origin | None = None) -> "Model":
+        """A model of one graph, with the recipe's name."""
+        return cls(recipe.name, {WHOLE: recipe}, origin)
+
+    def recipe(self, part: str) -> Recipe:
+        """Raises EngineError for a part that the model does not have."""
+        if part not in self.parts:
+            raise EngineError(
+                f"the model {self.name} has no part {part!r}", available=list(self.parts), next_step="name one of these"
+            )
+        return self.parts[part]

@@ -1,236 +1,263 @@
-"""Where engines live: one folder each, named by what went in, with a manifest that vouches for every byte."""
+"""Where bundles live: a folder, or any fsspec URL with a folder in front of it.
+
+    bundles/<key>.json    the manifests; writing one is what publishes a bundle
+    parts/<key>.json      parts that are finished, so that an interrupted build goes on where it was
+    files/<sha256>.onnx   engines, named by their bytes
+
+Files are named by content and manifests come last, so readers see a whole bundle or none, and builders in several
+processes cannot disturb each other: at worst they write the same bytes twice.
+"""
 
 import contextlib
 import hashlib
-import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from aula.backends.session import BACKENDS
-from aula.core.errors import StorageError, VerificationError
+from aula.core.errors import BundleError, EngineError, ModelNotFoundError, StorageError
+from aula.core.files import write_atomically
+from aula.engine.bundle import Bundle
+from aula.engine.files import check_file, file_digest, storage_errors
+from aula.engine.manifest import Manifest, Part, StoredFile, read_manifest, read_part, write_manifest, write_part
 
-MANIFEST = "manifest.json"
 STALE_SECONDS = 3600.0
+"""Nobody fills a draft for that long."""
+ORPHAN_SECONDS = 24 * 3600.0
+"""Nobody takes that long between an engine's file and the manifest that names it."""
 _REBUILD = "build it again: aula build MODEL --rebuild"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One precision on one backend: latency in milliseconds at each profile's usual sizes, the largest error relative
-    to the reference, the task's metric, how many layers truly run in which precision; or why it was left out."""
-
-    backend: str
-    version: str
-    precision: str
-    milliseconds: Mapping[str, float]
-    relative_error: float | None
-    metric: float | None = None
-    layers: Mapping[str, int] = field(default_factory=dict)
-    rejected: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What a lower precision was held to: the fp32 engine's metric on labelled examples, and the drop allowed."""
-
-    metric: str
-    reference: float
-    examples: int
-    digest: str
-    most_drop: float
-
-
-@dataclass(frozen=True, slots=True)
-class Quantisation:
-    """How the int8 graph was made: from which real data, by which method, with which layers left in fp32."""
-
-    method: str
-    examples: int
-    source: str
-    digest: str
-    restored: tuple[str, ...]
-    tried: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What is known of an engine. `model_digest` is the SHA-256 of the file named `model`; `profiles` gives least,
-    usual and greatest of every free dimension."""
-
-    name: str
-    key: str
-    backend: str
-    backend_version: str
-    precision: str
-    target: str
-    threads: int
-    model: str
-    model_digest: str
-    sources: Mapping[str, str]
-    profiles: Mapping[str, Mapping[str, tuple[int, int, int]]]
-    gate: Gate | None
-    quantisation: Quantisation | None
-    candidates: tuple[Candidate, ...]
-    builder: str
-
-    @property
-    def chosen(self) -> Candidate:
-        return next(
-            candidate
-            for candidate in self.candidates
-            if (candidate.backend, candidate.precision) == (self.backend, self.precision)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A built engine on disk."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def model(self) -> Path:
-        return self.folder / self.manifest.model
-
-    def verify(self) -> None:
-        """Raise VerificationError unless the model file is byte for byte the one that was proven."""
-        try:
-            digest = file_digest(self.model)
-        except OSError as error:
-            raise VerificationError(f"engine file {self.model} cannot be read ({error})", next_step=_REBUILD) from error
-        if digest != self.manifest.model_digest:
-            raise VerificationError(
-                f"engine file {self.model} has changed since it was proven: its SHA-256 begins with {digest[:12]}, "
-                f"the manifest vouches for {self.manifest.model_digest[:12]}",
-                next_step=_REBUILD,
-            )
-
-
-class EngineStore:
-    """A folder of engines. Writers in several processes do not disturb each other: each fills a folder of its
-    own and renames it into place, so a reader sees a whole engine or none."""
+class Store:
+    """A folder of bundles on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bundles, self.parts, self.files = (folder / name for name in ("bundles", "parts", "files"))
 
-    def find(self, key: str) -> Engine | None:
-        """The engine of that key, or None. A manifest that cannot be trusted counts as absent."""
-        folder = self.folder / key
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def find(self, key: str) -> Bundle | None:
+        """The bundle of that key, or None. One that cannot be trusted, or is not whole, counts as absent."""
         try:
-            raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            manifest = _manifest_from(raw)
-            inside = Path(manifest.model).name == manifest.model
-            there = (folder / manifest.model).is_file()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            manifest = read_manifest(_path(self.bundles, key).read_bytes(), key)
+        except (OSError, BundleError):
             return None
-        return Engine(folder, manifest) if manifest.key == key and inside and there else None
+        whole = manifest.key == key and all(self._has(file) for file in _files(manifest.parts.values()))
+        return Bundle(manifest, self.files) if whole else None
 
-    def engines(self) -> list[Engine]:
-        """Every engine here that can be trusted, by key."""
-        with _storage_errors(self.folder):
-            entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        keys = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-        return [engine for key in keys if (engine := self.find(key)) is not None]
+    def find_part(self, key: str) -> Part | None:
+        """A finished part, or None."""
+        try:
+            part = read_part(_path(self.parts, key).read_bytes(), key)
+        except (OSError, BundleError):
+            return None
+        return part if all(self._has(file) for file in _files([part])) else None
+
+    def keys(self) -> list[str]:
+        with storage_errors(self.folder):
+            return sorted(path.stem for path in self.bundles.glob("*.json")) if self.bundles.is_dir() else []
+
+    def all(self) -> list[Bundle]:
+        """Every bundle here that can be trusted, by key."""
+        return [bundle for key in self.keys() if (bundle := self.find(key)) is not None]
+
+    def open(self, name: str) -> Bundle:
+        """The bundle with that key, or the only one of a model with that name.
+
+        Raises BundleError, saying what is wrong with it, where there is one that cannot be trusted; ModelNotFoundError
+        where there is none; EngineError where the name fits several.
+        """
+        keys = self.keys()
+        if name in keys:
+            return self._open(name)
+        found = [bundle for key in keys if (bundle := self.find(key)) is not None and bundle.manifest.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise EngineError(
+                f"there are {len(found)} bundles of {name!r}",
+                available=[bundle.manifest.key for bundle in found],
+                next_step="name one of these",
+            )
+        spoilt = [key for key in keys if key.rpartition("-")[0] == name]
+        if spoilt:
+            return self._open(spoilt[0])
+        raise ModelNotFoundError(
+            f"there is no bundle {name!r} in {self}",
+            available=keys,
+            next_step=f"name one of these, or build it: aula build {name}",
+        )
+
+    def add_file(self, path: Path) -> StoredFile:
+        """Move a file of a draft into the store under its digest."""
+        with storage_errors(self.folder):
+            stored = StoredFile(file_digest(path), path.suffix, path.stat().st_size)
+            self.files.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o644)
+            path.replace(self.files / stored.name)
+        return stored
+
+    def add_part(self, key: str, part: Part) -> None:
+        """Remember a finished part. Its files were added before."""
+        write_atomically(_path(self.parts, key), lambda file: file.write(write_part(part)))
+
+    def publish(self, manifest: Manifest) -> Bundle:
+        """Write the manifest: from then on the bundle is there. Its files were added before."""
+        write_atomically(_path(self.bundles, manifest.key), lambda file: file.write(write_manifest(manifest)))
+        self._remove_orphans()
+        return Bundle(manifest, self.files)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """A private folder to fill; it is gone at the end unless `publish` moved it."""
-        with _storage_errors(self.folder):
+        """A private folder on the same disk, gone at the end."""
+        with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            for left in self.folder.glob(".draft-*"):
+                if _age(left) > STALE_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
             drafted = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
         try:
             yield drafted
         finally:
             shutil.rmtree(drafted, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove what killed builders left behind: nobody fills a draft for that long."""
-        for left in (*self.folder.glob(".draft-*"), *self.folder.glob(".old-*")):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
+    def _open(self, key: str) -> Bundle:
+        with storage_errors(self.folder):
+            content = _path(self.bundles, key).read_bytes()
+        manifest = read_manifest(content, key)
+        if manifest.key != key:
+            raise BundleError(f"the manifest {key} says that it is {manifest.key}", next_step=_REBUILD)
+        return Bundle(manifest, self.files)
 
-    def publish(self, drafted: Path, manifest: Manifest) -> Engine:
-        """Write the manifest and move the folder into place, replacing an engine of the same key."""
-        final = self.folder / manifest.key
-        with _storage_errors(self.folder):
-            (drafted / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, default=dict), encoding="utf-8")
-            drafted.chmod(0o755)
-            try:
-                drafted.rename(final)
-            except OSError:
-                if not final.exists():
-                    raise
-                # Somebody was faster, or what is there is damaged: put ours in its place.
-                old = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
-                with contextlib.suppress(FileNotFoundError):
-                    final.rename(old / "engine")
-                drafted.rename(final)
-                shutil.rmtree(old, ignore_errors=True)
-        return Engine(final, manifest)
+    def _has(self, file: StoredFile) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.files / file.name).stat().st_size == file.bytes
+        return False
+
+    def _remove_orphans(self) -> None:
+        """Files that no manifest and no part names any more, once they are old."""
+        with contextlib.suppress(OSError):
+            old = [path for path in self.files.iterdir() if _age(path) > ORPHAN_SECONDS]
+            named = {file.name for bundle in self.all() for file in _files(bundle.manifest.parts.values())}
+            finished = [self.find_part(path.stem) for path in self.parts.glob("*.json")] if old else []
+            named |= {file.name for part in finished if part is not None for file in _files([part])}
+            for path in old:
+                if path.name not in named:
+                    path.unlink(missing_ok=True)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class RemoteStore(Store):
+    """A store behind an fsspec URL. What is read or built lies in a folder of this machine too; a bundle's files are
+    checked against their digests when they arrive."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(folder)
+        self._url = url.rstrip("/")
+        with _remote_errors(self._url):
+            import fsspec
+
+            self._system, self._root = fsspec.core.url_to_fs(self._url)
+
+    def __str__(self) -> str:
+        return self._url
+
+    def find(self, key: str) -> Bundle | None:
+        if (here := super().find(key)) is not None:
+            return here
+        try:
+            manifest = self._fetch(key)
+        except BundleError:
+            return None
+        return None if manifest is None else super().find(key)
+
+    def keys(self) -> list[str]:
+        with _remote_errors(self._url):
+            folder = f"{self._root}/bundles"
+            listed = self._system.ls(folder, detail=False) if self._system.exists(folder) else []
+        return sorted(name.rpartition("/")[2].removesuffix(".json") for name in listed if name.endswith(".json"))
+
+    def publish(self, manifest: Manifest) -> Bundle:
+        bundle = super().publish(manifest)
+        with _remote_errors(self._url):
+            for folder in ("bundles", "files"):
+                self._system.makedirs(f"{self._root}/{folder}", exist_ok=True)
+            for file in _files(manifest.parts.values()):
+                there = f"{self._root}/files/{file.name}"
+                if not self._system.exists(there) or self._system.size(there) != file.bytes:
+                    self._system.put_file(str(self.files / file.name), there)
+            # The manifest comes last: it is what makes the bundle visible.
+            self._system.pipe_file(f"{self._root}/bundles/{manifest.key}.json", write_manifest(manifest))
+        return bundle
+
+    def _open(self, key: str) -> Bundle:
+        self._fetch(key)
+        return super()._open(key)
+
+    def _fetch(self, key: str) -> Manifest | None:
+        """Bring a bundle here. None where there is none. Raises BundleError where what is there cannot be trusted."""
+        with _remote_errors(self._url):
+            there = f"{self._root}/{_path(self.bundles, key).relative_to(self.folder)}"
+            if not self._system.exists(there):
+                return None
+            manifest = read_manifest(self._system.cat_file(there), key)
+        with self.draft() as draft:
+            for file in _files(manifest.parts.values()):
+                if self._has(file):
+                    continue
+                with _remote_errors(self._url):
+                    self._system.get_file(f"{self._root}/files/{file.name}", str(draft / file.name))
+                check_file(draft, file)
+                self.add_file(draft / file.name)
+            super().publish(manifest)
+        return manifest
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill the file at `path` and wait until it is on disk. Raises StorageError."""
-    with _storage_errors(path.parent):
-        write(path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def open_store(place: str | Path, cache: Path) -> Store:
+    """The store in a folder or at an fsspec URL (s3://, gs://, memory://); `cache` is the folder in front of the
+    latter. Raises StorageError for a URL that nothing here can read."""
+    text = str(place)
+    if text.startswith("file://"):
+        return Store(Path(text.removeprefix("file://")))
+    if "://" not in text:
+        return Store(Path(text).expanduser())
+    return RemoteStore(text, cache / hashlib.sha256(text.rstrip("/").encode()).hexdigest()[:16])
 
 
 @contextlib.contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
+def _remote_errors(url: str) -> Iterator[None]:
+    """Whatever a file system behind fsspec raises is a StorageError that names the store."""
     try:
         yield
-    except OSError as error:
+    except (EngineError, StorageError):
+        raise
+    except ImportError as error:
         raise StorageError(
-            f"the engine store {folder} cannot be written ({error.strerror or error})",
-            next_step="free space or mend permissions, or choose another folder with AULA_HOME",
+            f"the store {url} needs a package that is not installed ({error})",
+            next_step="pip install the fsspec package for it: s3fs for s3://, gcsfs for gs://, adlfs for az://",
+        ) from error
+    except Exception as error:  # botocore, gcsfs and others have trees of their own
+        raise StorageError(
+            f"the store {url} cannot be used ({type(error).__name__}: {error})",
+            next_step="check the address, the network and your credentials for it",
         ) from error
 
 
-def _manifest_from(raw: dict[str, Any]) -> Manifest:
-    """Raises ValueError, TypeError or KeyError for anything that this builder did not write."""
-    gate, quantisation = raw["gate"], raw["quantisation"]
-    profiles = {
-        name: {dimension: _three(sizes) for dimension, sizes in profile.items()}
-        for name, profile in raw["profiles"].items()
-    }
-    manifest = Manifest(
-        **{
-            **raw,
-            "profiles": profiles,
-            "gate": Gate(**gate) if gate is not None else None,
-            "quantisation": Quantisation(**{**quantisation, "restored": tuple(quantisation["restored"])})
-            if quantisation is not None
-            else None,
-            "candidates": tuple(Candidate(**candidate) for candidate in raw["candidates"]),
-        }
-    )
-    texts = (manifest.name, manifest.key, manifest.model, manifest.model_digest, manifest.backend, manifest.precision)
-    if not all(isinstance(text, str) for text in texts) or type(manifest.threads) is not int:
-        raise TypeError("a field has the wrong type")
-    if manifest.backend not in BACKENDS:
-        raise ValueError(f"there is no backend {manifest.backend}")
-    if not any((c.backend, c.precision) == (manifest.backend, manifest.precision) for c in manifest.candidates):
-        raise ValueError("the chosen engine is not among the candidates")
-    return manifest
+def _path(folder: Path, key: str) -> Path:
+    """Keys come from users too: none may lead elsewhere."""
+    if not key or key.startswith(".") or any(mark in key for mark in "/\\\0"):
+        raise BundleError(f"{key!r} is no bundle's key", next_step="list the bundles: aula inspect")
+    return folder / f"{key}.json"
 
 
-def _three(sizes: Any) -> tuple[int, int, int]:
-    least, usual, greatest = (int(size) for size in sizes)
-    return least, usual, greatest
+def _files(parts: Iterable[Part]) -> list[StoredFile]:
+    return [file for part in parts for engine in part.engines.values() for file in engine.files]
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

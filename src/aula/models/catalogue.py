@@ -1,75 +1,151 @@
-"""Recipes by name, for `aula build`: what the packages here carry, and a user's own checkpoint folders."""
+"""Models by name: what the packages here carry, checkpoint folders, the Hugging Face hub, and ONNX files."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aula.core.errors import ModelNotFoundError
-from aula.engine.recipe import Recipe
-from aula.models import bert, efficientnet, sentences
+from aula.core.errors import CheckpointError, EngineError, ModelNotFoundError
+from aula.engine.precision import Progress
+from aula.engine.profiles import read_profiles
+from aula.engine.recipe import Model, Recipe
+from aula.models import bert, efficientnet, hub, sentences, whisper
 from aula.models import efficientnet_examples as pictures
 from aula.models.checkpoints import Checkpoint
 
 NAMES = ("minilm",)
-"""Models that need no checkpoint folder."""
+"""Models that need no checkpoint."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+"""owner/name, and after an @ the branch, tag or commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a user gives for int8: real examples to calibrate on, and labelled ones to judge by. For a sentence
-    encoder text files, where None means this project's own intent examples; for pictures npz files."""
+    """What a user gives for lower precisions: real examples to calibrate on, and labelled ones to judge by. For
+    sentences text files, where None means this project's own intent examples; for speech a list of clips and their
+    texts; for pictures and ONNX files npz files."""
 
     calibrate: Path | None = None
     labelled: Path | None = None
 
 
-def find_recipe(model: str, evidence: Evidence | None = None) -> Recipe:
-    """The recipe of `model`: a name of NAMES, or a folder with a sentence encoder of the BERT family or an
-    EfficientNet.
+def find_model(
+    name: str,
+    evidence: Evidence | None = None,
+    *,
+    profiles: Sequence[str] = (),
+    home: Path | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """The model of that name: one of NAMES, a checkpoint folder, a file that ends in .onnx, or owner/name on the
+    Hugging Face hub, which is fetched into `home` unless an earlier call did.
 
-    Raises ModelNotFoundError with what there is, CheckpointError for a folder that holds something else, and
-    CalibrationError for evidence that cannot be read.
+    `profiles` are given as for `aula build --profile`; none means the recipe's own. Raises ModelNotFoundError with
+    what there is, CheckpointError for a folder that holds something else, CalibrationError for evidence that cannot
+    be read, EngineError for profiles that do not fit, and what fetching raises.
     """
     evidence = evidence or Evidence()
-    if model == "minilm":
-        return _sentence_encoder(bert.minilm_checkpoint(), model, evidence)
-    checkpoint = Checkpoint(Path(model))
-    if not (checkpoint.folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"there is no model {model!r}, nor a folder of that name with a config.json",
-            available=NAMES,
-            next_step="name one of these, or a checkpoint folder in the Hugging Face or timm layout",
-        )
-    name = checkpoint.folder.resolve().name
-    raw = checkpoint.read_json("config.json")
-    if raw.get("model_type") == "efficientnet" or "efficientnet" in str(raw.get("architecture")):
-        return _image_classifier(checkpoint, name, evidence)
-    return _sentence_encoder(checkpoint, name, evidence)
-
-
-def _sentence_encoder(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
-    """Judged on labelled sentences; calibrated on these too unless others are given."""
-    tokenizer = bert.open_tokenizer(checkpoint)
-    labelled = sentences.read_labelled(evidence.labelled) if evidence.labelled else sentences.own_labelled()
-    if evidence.calibrate is not None:
-        texts, source = sentences.read_sentences(evidence.calibrate), evidence.calibrate.name
-    else:
-        texts = [sentence for _, sentence in labelled]
-        source = evidence.labelled.name if evidence.labelled else "aula's intent examples"
-    dimensions = bert.BertConfig.from_checkpoint(checkpoint).hidden_size
-    return bert.sentence_recipe(
-        checkpoint,
-        name,
-        calibration=lambda: sentences.calibration(texts, source, tokenizer),
-        task=lambda: sentences.task(labelled, tokenizer, dimensions),
+    path = Path(name).expanduser()
+    if name == "minilm":
+        calibration, task = sentences.evidence(bert.minilm_checkpoint(), evidence.calibrate, evidence.labelled)
+        return _with_profiles(Model.of(bert.minilm_recipe(calibration=calibration, task=task)), profiles)
+    if path.suffix == ".onnx":
+        return _onnx_file(path, evidence, profiles)
+    if (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return _with_profiles(_folder(path, evidence), profiles)
+    if not path.exists() and HUB_NAME.fullmatch(name) and home is not None:
+        return _with_profiles(_from_hub(name, evidence, home, progress), profiles)
+    raise ModelNotFoundError(
+        f"there is no model {name!r}, nor a folder of that name with a config.json",
+        available=NAMES,
+        next_step="name one of these, a checkpoint folder, an .onnx file, or owner/name on the Hugging Face hub",
     )
 
 
-def _image_classifier(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
+def _from_hub(name: str, evidence: Evidence, home: Path, progress: Progress | None) -> Model:
+    """What was pulled before needs no network."""
+    repository, _, revision = name.partition("@")
+    folder = home / "checkpoints"
+    found = hub.find_pulled(repository, folder, revision or None)
+    if found is None:
+        found = hub.pull(repository, folder, revision or None, progress)
+    return _folder(found.folder, evidence)
+
+
+def _folder(folder: Path, evidence: Evidence) -> Model:
+    """A checkpoint that was pulled is called as on the hub, another one after its folder."""
+    origin = hub.origin_of(folder)
+    name = origin.name.rpartition("/")[2] if origin else folder.resolve().name
+    return replace(_checkpoint(Checkpoint(folder), name, evidence), origin=origin)
+
+
+def _checkpoint(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Model:
+    """By what config.json says; a sentence encoder may keep its own in a folder that modules.json names."""
+    if (checkpoint.folder / "modules.json").is_file():
+        return Model.of(_bert(checkpoint, name, evidence))
+    raw = checkpoint.read_json("config.json")
+    kind = str(raw.get("model_type") or raw.get("architecture"))
+    if "efficientnet" in kind:
+        return Model.of(_pictures(checkpoint, name, evidence))
+    if kind == "whisper":
+        return whisper.whisper_model(checkpoint, name, clips=evidence.labelled, calibrate=evidence.calibrate)
+    if kind == "bert":
+        return Model.of(_bert(checkpoint, name, evidence))
+    raise CheckpointError(
+        f"{checkpoint.folder} holds the architecture {kind!r}, for which there is no recipe",
+        available=("bert", "whisper", "efficientnet"),
+        next_step=f"write it as ONNX and build that: aula export {checkpoint.folder} {name}.onnx",
+    )
+
+
+def _bert(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
+    """Judged on labelled sentences; calibrated on these too unless others are given."""
+    calibration, task = sentences.evidence(checkpoint, evidence.calibrate, evidence.labelled)
+    return bert.bert_recipe(checkpoint, name, calibration=calibration, task=task)
+
+
+def _pictures(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
     """Judged on labelled pictures; int8 needs both files, since aula has no pictures of its own."""
     calibrate, labelled = evidence.calibrate, evidence.labelled
+
+    def read(path: Path) -> pictures.Pictures:
+        return pictures.read_pictures(path, checkpoint)
+
     return efficientnet.efficientnet_recipe(
         checkpoint,
         name,
-        calibration=None if calibrate is None else lambda: pictures.calibration(pictures.read_pictures(calibrate)),
-        task=None if labelled is None else lambda: pictures.task(pictures.read_pictures(labelled)),
+        calibration=(lambda: pictures.calibration(read(calibrate))) if calibrate else None,
+        task=(lambda: pictures.task(read(labelled))) if labelled else None,
     )
+
+
+def _onnx_file(path: Path, evidence: Evidence, profiles: Sequence[str]) -> Model:
+    from aula.models import own_onnx
+
+    return own_onnx.own_onnx_model(path, profiles, evidence.calibrate, evidence.labelled)
+
+
+def _with_profiles(model: Model, options: Sequence[str]) -> Model:
+    """The model with the profiles that the user gave, each for the part that it names before a slash, if any."""
+    if not options:
+        return model
+    given: dict[str, list[str]] = {part: [] for part in model.parts}
+    for option in options:
+        part, slash, rest = option.partition("/") if not option.startswith("@") else ("", "", option)
+        part = part if slash and part in model.parts else next(iter(model.parts)) if len(model.parts) == 1 else ""
+        if not part:
+            raise EngineError(
+                f"the profile {option!r} does not say for which part of {model.name} it is",
+                available=list(model.parts),
+                next_step=f"write the part before it: --profile {next(iter(model.parts))}/{option}",
+            )
+        given[part].append(rest if slash else option)
+    parts = {
+        name: replace(recipe, profiles=read_profiles(given[name], _dimensions(recipe))) if given[name] else recipe
+        for name, recipe in model.parts.items()
+    }
+    return replace(model, parts=parts)
+
+
+def _dimensions(recipe: Recipe) -> list[str]:
+    return list(dict.fromkeys(name for profile in recipe.profiles for name in profile.sizes))

@@ -1,7 +1,7 @@
-"""Prepared pictures for an EfficientNet: real ones to calibrate on, labelled ones to be judged by.
+"""Pictures for an EfficientNet: real ones to calibrate on, labelled ones to be judged by. The metric is top-1.
 
-They come as an npz file with `pixel_values`, float32 [n, 3, height, width] as ImagePreparation makes them, and for a
-task `labels`, int64 [n]. The metric is top-1 accuracy.
+They come as a folder of picture files, with a folder of its own for each class where they are labelled; or prepared, as
+an npz file with `pixel_values`, float32 [n, 3, height, width] as ImagePreparation makes them, and `labels`, int64 [n].
 """
 
 import hashlib
@@ -16,7 +16,13 @@ from aula.backends.session import Session
 from aula.core.errors import CalibrationError
 from aula.core.types import Float32
 from aula.engine.recipe import Calibration, Task
+from aula.models.checkpoints import Checkpoint
 from aula.models.efficientnet import INPUT, OUTPUT
+from aula.models.efficientnet_images import ImagePreparation
+from aula.models.efficientnet_layout import EfficientNetConfig
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Picture files that are looked for in a folder."""
 
 MOST_EXAMPLES = 300
 """Calibration examples that are used."""
@@ -41,8 +47,57 @@ class Pictures:
         return digest.hexdigest()
 
 
-def read_pictures(path: Path) -> Pictures:
-    """Raises CalibrationError for a file that cannot be read or holds other arrays."""
+def read_pictures(path: Path, checkpoint: Checkpoint) -> Pictures:
+    """Raises CalibrationError for a file that cannot be read or holds other arrays, or folders that are no classes
+    of the checkpoint."""
+    return _read_folder(path, checkpoint) if path.is_dir() else _read_npz(path)
+
+
+def _read_folder(folder: Path, checkpoint: Checkpoint) -> Pictures:
+    from PIL import Image
+
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise CalibrationError(
+            f"the folder {folder} holds no pictures", available=SUFFIXES, next_step="give a folder with picture files"
+        )
+    classes = {file.parent.relative_to(folder).as_posix() for file in files}
+    numbers = None if classes == {"."} else _class_numbers(sorted(classes), folder, checkpoint)
+    preparation = ImagePreparation.from_checkpoint(checkpoint)
+    pixels = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels.append(preparation(np.asarray(image.convert("RGB"))))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise CalibrationError(f"{file} cannot be read as a picture ({error})", next_step="remove it") from error
+    if numbers is None:
+        return Pictures(folder.name, np.stack(pixels), None)
+    labels = [numbers[file.parent.relative_to(folder).as_posix()] for file in files]
+    return Pictures(folder.name, np.stack(pixels), np.array(labels, np.int64))
+
+
+def _class_numbers(folders: list[str], folder: Path, checkpoint: Checkpoint) -> dict[str, int]:
+    """By the checkpoint's label names, by number, or in alphabetical order where the checkpoint names nothing and
+    their number is its number of classes, as torchvision's ImageFolder numbers them."""
+    raw = checkpoint.read_json("config.json")
+    named = {str(name): int(number) for number, name in (raw.get("id2label") or {}).items()}
+    classes = EfficientNetConfig.from_checkpoint(checkpoint).classes
+    if all(name in named for name in folders):
+        return {name: named[name] for name in folders}
+    if all(name.isdecimal() and int(name) < classes for name in folders):
+        return {name: int(name) for name in folders}
+    if len(folders) == classes and all(name == f"LABEL_{number}" for name, number in named.items()):
+        return {name: number for number, name in enumerate(folders)}
+    strange = [name for name in folders if name not in named]
+    raise CalibrationError(
+        f"the folders of {folder} ({', '.join(strange[:5])}) are no classes of this checkpoint",
+        available=list(named)[:20],
+        next_step=f"name each folder after a class, or by its number from 0 to {classes - 1}",
+    )
+
+
+def _read_npz(path: Path) -> Pictures:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             pixels = file["pixel_values"]

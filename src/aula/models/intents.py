@@ -29,7 +29,9 @@ class LinearHead:
         self._weights = weights
 
     @classmethod
-    def fitted(cls, features: Float32, labels: Sequence[int], classes: int, penalty: float = 2e-3) -> "LinearHead":
+    def fitted(
+        cls, features: Float32, labels: Sequence[int], classes: int, penalty: float = 2e-3, steps: int = 600
+    ) -> "LinearHead":
         """`features` float32 [n, d], one label in 0..classes-1 a row. Classes weigh the same, however many examples
         each has."""
         targets = np.eye(classes)[np.asarray(labels, dtype=np.int64)]
@@ -39,7 +41,7 @@ class LinearHead:
         weights = np.zeros((rows.shape[1], classes))
         velocity = np.zeros_like(weights)
         # Nesterov's accelerated gradient; 2.0 bounds the loss's curvature, since rows are at most sqrt(2) long.
-        for step in range(600):
+        for step in range(steps):
             ahead = weights + step / (step + 3) * velocity
             gradient = rows.T @ (row_weights * (_softmax(rows @ ahead) - targets)) + penalty * ahead
             velocity = ahead - gradient / (2.0 * row_weights.max() * len(rows) / 2 + penalty) - weights

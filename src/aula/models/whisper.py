@@ -1,11 +1,12 @@
 """Whisper as two recipes, from a Hugging Face folder: tiny to large-v3 and turbo, multilingual and English-only.
 
 The parts: `whisper_config` sizes and weights, `whisper_tokens` special tokens and rules, `whisper_mel` the front end,
-`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the greedy loop.
+`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the greedy loop,
+`whisper_clips` real sound and its texts, `whisper_task` what int8 is calibrated on and judged by.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from aula.core.errors import ModelNotFoundError
-from aula.core.types import Float32, Licence
-from aula.engine.recipe import Arrays, Profile, Recipe, Size
+from aula.core.types import Licence
+from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
+from aula.models import whisper_task
 from aula.models.checkpoints import Checkpoint
-from aula.models.whisper_config import WhisperConfig, load_weights, weight_files
-from aula.models.whisper_graphs import rounded, write_decoder, write_encoder
+from aula.models.whisper_clips import read_clips, read_sounds
+from aula.models.whisper_config import WhisperConfig, load_weights
+from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_tokens import RULES
@@ -29,74 +32,134 @@ QUESTION_POSITIONS = 250
 QUESTION_SLOTS = 64
 """Tokens of a prompt and a question; the slots grow where a text is longer."""
 
+MOST_ROWS = 8
+"""Utterances that one run of the decoder serves."""
 
-def encoder_recipe(checkpoint: Checkpoint, name: str) -> Recipe:
-    """mel, float32 [rows, bins, frames], to hidden and all cross keys and values: see `write_encoder`."""
+
+def whisper_model(
+    checkpoint: Checkpoint, name: str, *, clips: Path | None = None, calibrate: Path | None = None, seeded: bool = False
+) -> Model:
+    """The parts "encoder" and "decoder". Int8 of the encoder is made by the builder, that of the decoder is written
+    here, by rounding its matrices.
+
+    `clips`: labelled clips that int8 of either part is judged by (see `read_clips`); without them nothing judges.
+    `calibrate`: clips whose sound the encoder's ranges are found on, their texts not needed; None means `clips`.
+    `seeded`: the weights are made up, and are only measured; then the encoder is calibrated on noise.
+    Raises CheckpointError for another architecture, CalibrationError for lists of clips that cannot be read.
+    """
+    config = WhisperConfig.from_checkpoint(checkpoint)
+    labelled = None if clips is None else read_clips(clips)
+    heard = labelled if calibrate is None else read_sounds(calibrate)
+    source = (calibrate or clips or Path()).name
+
+    def calibration() -> Calibration:
+        return whisper_task.noise(config) if heard is None else whisper_task.calibration(config, heard, source)
+
+    evaluations: dict[str, Callable[[], Task]] = {}
+    if labelled is not None:
+        judged = whisper_task.Judge(checkpoint, config, labelled)
+        evaluations = {
+            "encoder": lambda: judged.task("encoder", decoder.write_graph),
+            "decoder": lambda: judged.task("decoder", encoder.write_graph),
+        }
+    encoder = encoder_recipe(
+        checkpoint,
+        f"{name}-encoder",
+        calibration=calibration if heard is not None or seeded else None,
+        task=evaluations.get("encoder"),
+        seeded=seeded,
+    )
+    decoder = decoder_recipe(checkpoint, f"{name}-decoder", task=evaluations.get("decoder"), seeded=seeded)
+    return Model(name, {"encoder": encoder, "decoder": decoder})
+
+
+def encoder_recipe(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    calibration: Callable[[], Calibration] | None = None,
+    task: Callable[[], Task] | None = None,
+    seeded: bool = False,
+) -> Recipe:
+    """mel, float32 [rows, bins, frames], to hidden and all cross keys and values: see `write_encoder`.
+
+    Profiles: "question" is five seconds, "window" the whole context, each of one row.
+    """
     config = WhisperConfig.from_checkpoint(checkpoint)
     shapes = config.encoder_shapes()
     most = config.max_source_positions * FRAMES_A_POSITION
-    usual = min(QUESTION_POSITIONS * FRAMES_A_POSITION, most)
+    question = min(QUESTION_POSITIONS * FRAMES_A_POSITION, most)
 
     def example(sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:
         mel = generator.uniform(-1, 1, (sizes["rows"], config.num_mel_bins, sizes["frames"]))
         return {"mel": mel.astype(np.float32)}
 
     return Recipe(
-        name=f"{name}-encoder",
-        revision=1,
+        name=name,
+        revision=2,
         sources=_sources(checkpoint),
         write_graph=lambda: write_encoder(config, load_weights(checkpoint, shapes)),
         example=example,
         reference=WhisperReference(config, lambda: load_weights(checkpoint, shapes)).encode,
         profiles=(
-            Profile("question", {"rows": Size(1, 1, 1), "frames": Size(min(100, usual), usual, usual)}),
-            Profile("window", {"rows": Size(1, 1, 1), "frames": Size(usual, most, most)}),
+            Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
+            Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
         ),
+        calibration=calibration,
+        task=task,
+        seeded=seeded,
         licences=LICENCES,
     )
 
 
-def decoder_recipe(checkpoint: Checkpoint, name: str, *, int8_weights: bool = False) -> Recipe:
-    """Tokens, cached keys and values to the likeliest next tokens: see `write_decoder`.
+def decoder_recipe(
+    checkpoint: Checkpoint, name: str, *, task: Callable[[], Task] | None = None, seeded: bool = False
+) -> Recipe:
+    """Tokens, cached keys and values to the likeliest next tokens: see `write_decoder`. Its int8 has rounded weights
+    alone; runtimes round the activations of each row as they come (dynamic quantisation).
 
-    The recipe's reference leaves out `next`: where two tokens are equally likely, another choice is not an error.
-    The log probability of the choice is checked. With `int8_weights` it computes with the rounded weights: what the
-    rounding itself costs is for the task's metric to say.
+    Profiles: "step" is one token of one row in a question's slots, "long" the same in any number of them, "prompt"
+    several tokens, "window" a step that hears the whole context, "rows" a step of several utterances.
+
+    The reference leaves out `next`: where two tokens are equally likely, another choice is not an error. The log
+    probability of the choice is checked.
     """
     config = WhisperConfig.from_checkpoint(checkpoint)
     shapes = config.decoder_shapes()
-
-    def proven() -> dict[str, Float32]:
-        weights = load_weights(checkpoint, shapes)
-        return rounded(weights) if int8_weights else weights
-
-    reference = WhisperReference(config, proven)
-    positions = min(QUESTION_POSITIONS, config.max_source_positions)
-    slots = min(QUESTION_SLOTS, config.max_target_positions)
+    reference = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
+    whole, most = config.max_source_positions, config.max_target_positions
+    heard, slots = min(QUESTION_POSITIONS, whole), min(QUESTION_SLOTS, most)
 
     def proof(inputs: Arrays) -> Arrays:
         return {name: array for name, array in reference.decode(inputs).items() if name != "next"}
 
-    def profile(name: str, tokens: Size, slots: Size, heard: int) -> Profile:
-        sizes = {"rows": Size(1, 1, 4), "tokens": tokens, "slots": slots, "positions": Size(1, heard, heard)}
-        return Profile(name, sizes)
+    def profile(name: str, rows: Size, tokens: Size, slots: Size, positions: Size) -> Profile:
+        return Profile(name, {"rows": rows, "tokens": tokens, "slots": slots, "positions": positions})
 
+    one = _fixed(1)
     return Recipe(
-        name=f"{name}-decoder" + ("-int8" if int8_weights else ""),
-        revision=1,
+        name=name,
+        revision=2,
         sources=_sources(checkpoint),
-        write_graph=lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=int8_weights),
+        write_graph=lambda: write_decoder(config, load_weights(checkpoint, shapes)),
         example=lambda sizes, generator: decoder_example(config, sizes, generator),
         reference=proof,
         profiles=(
-            profile("step", Size(1, 1, 1), Size(1, slots, config.max_target_positions), positions),
-            profile("prompt", Size(2, 4, 16), Size(16, slots, slots), positions),
-            profile("window", Size(1, 1, 1), Size(1, slots, config.max_target_positions), config.max_source_positions),
+            profile("step", one, one, _fixed(slots), Size(1, heard, whole)),
+            profile("long", one, one, Size(1, most, most), Size(1, heard, whole)),
+            profile("prompt", one, Size(2, 4, 16), Size(16, slots, slots), Size(1, heard, whole)),
+            profile("window", one, one, _fixed(slots), _fixed(whole)),
+            profile("rows", Size(1, 4, MOST_ROWS), one, _fixed(slots), Size(1, heard, heard)),
         ),
-        # OpenVINO and ONNX Runtime round activations too where weights are int8 (dynamic quantisation).
-        tolerance=0.2 if int8_weights else 1e-4,
+        task=task,
+        written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
+        seeded=seeded,
         licences=LICENCES,
     )
+
+
+def _fixed(size: int) -> Size:
+    return Size(size, size, size)
 
 
 def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:
@@ -126,7 +189,7 @@ def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: 
 def _sources(checkpoint: Checkpoint) -> tuple[Path, ...]:
     steering = checkpoint.folder / "generation_config.json"
     return (
-        *weight_files(checkpoint),
+        *checkpoint.weights_files,
         checkpoint.folder / "config.json",
         *((steering,) if steering.exists() else ()),
     )

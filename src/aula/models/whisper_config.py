@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
 from typing import Any
 
 from aula.core.errors import CheckpointError
 from aula.core.types import Float32
 from aula.models.checkpoints import Checkpoint
-
-INDEX = "model.safetensors.index.json"
-"""Names the file of every tensor where a checkpoint lies in several files."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -123,57 +119,9 @@ class WhisperConfig:
         return shapes
 
 
-def weight_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
-    """The file of weights, or the index and every file it names."""
-    if checkpoint.weights_file.exists() or not (checkpoint.folder / INDEX).exists():
-        return (checkpoint.weights_file,)
-    files = sorted(set(_shard_of_each(checkpoint).values()))
-    return (checkpoint.folder / INDEX, *(checkpoint.folder / file for file in files))
-
-
 def load_weights(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Float32]:
-    """Tensors by name, from one file or several, with or without "model." before the names.
-
-    Raises CheckpointError for an absent, damaged or mis-shaped tensor, and for an index that leads outside its folder.
-    """
-    prefixes = ("model.", "")
-    if checkpoint.weights_file.exists() or not (checkpoint.folder / INDEX).exists():
-        return checkpoint.weights(shapes, prefixes)
-    shards = _shard_of_each(checkpoint)
-    wanted: dict[str, Shapes] = {}
-    for name, shape in shapes.items():
-        file = next((shards[prefix + name] for prefix in prefixes if prefix + name in shards), None)
-        if file is None:
-            raise CheckpointError(
-                f"{INDEX} names no file for the tensor {name}",
-                next_step="the index is incomplete or of another architecture: copy it again",
-            )
-        wanted.setdefault(file, {})[name] = shape
-    weights: dict[str, Float32] = {}
-    for file, part in wanted.items():
-        weights |= _Shard(checkpoint.folder, file).weights(part, prefixes)
-    return weights
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard(Checkpoint):
-    file: str
-
-    @property
-    def weights_file(self) -> Path:
-        return self.folder / self.file
-
-
-def _shard_of_each(checkpoint: Checkpoint) -> dict[str, str]:
-    listed = checkpoint.read_json(INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"{INDEX} has no weight_map", next_step="copy the file again")
-    for file in listed.values():
-        if not isinstance(file, str) or PurePath(file).name != file:
-            raise CheckpointError(
-                f"{INDEX} names the file {file!r}, which does not lie beside it", next_step="copy the file again"
-            )
-    return listed
+    """Tensors by name, with or without "model." before the names. Raises what `Checkpoint.weights` raises."""
+    return checkpoint.weights(shapes, ("model.", ""))
 
 
 def _size(raw: dict[str, Any], name: str) -> int:

@@ -1,4 +1,4 @@
-"""The greedy loop over Whisper's two engines: listen once, then write tokens, from a draft if there is one."""
+"""The greedy loop over Whisper's engines: listen once, then write tokens, from a draft if there is one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,29 +34,44 @@ class Written:
 
 
 class WhisperDecoding:
-    """One utterance at a time on an encoder and a decoder session. Not for two threads at once."""
+    """One utterance at a time. Not for two threads at once.
 
-    def __init__(self, config: WhisperConfig, encoder: Session, decoder: Session) -> None:
+    `decoder` serves every shape; `steps` are sessions on the same engine that were opened for one token of one row,
+    and are faster at that: the first whose bounds hold a step takes it, and `decoder` takes what none does. Each
+    session holds its own copy of the weights.
+
+    From step to step the inputs are the same arrays, of which only the contents change: a session that knows an array
+    again need not bind it again.
+    """
+
+    def __init__(
+        self, config: WhisperConfig, encoder: Session, decoder: Session, *, steps: Sequence[Session] = ()
+    ) -> None:
         self._config = config
         self._encoder, self._decoder = encoder, decoder
+        self._steps = tuple(steps)
+        self._stepping = decoder
         self._cross: dict[str, NDArray[Any]] = {}
-        self._heard = 0
-        self._past: dict[str, Float32] = {}
-        self._names = [f"{part}.{layer}" for part in "kv" for layer in range(config.decoder_layers)]
-        self._slots = 0
-        self._position = 0
+        self._heard = np.zeros(1, dtype=np.int64)
+        shape = (2 * config.decoder_layers, 1, config.decoder_attention_heads, 0, config.head_size)
+        self._past: Float32 = np.zeros(shape, dtype=np.float32)
+        self._position = np.zeros(1, dtype=np.int64)
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._rule = np.full((1, 1), _TEXT, dtype=np.int64)
+        self._inputs: dict[str, NDArray[Any]] = {}
 
     def listen(self, mel: Float32) -> None:
         """float32 [bins, frames]: encode, and forget what was written for an earlier sound."""
         self._cross = self._encoder.run({"mel": mel[None]})
-        self._heard = self._cross.pop("hidden").shape[1]
-        self._position = 0
+        self._heard[0] = self._cross.pop("hidden").shape[1]
+        self._position[0] = 0
+        self._bind()
 
     def language(self, start: int) -> tuple[int, float]:
         """The likeliest language token and its probability among the languages."""
-        self._position = 0
-        following, logprobs = self._run([start], [_LANGUAGE])
-        self._position = 0
+        self._position[0] = 0
+        following, logprobs = self._read([start], [_LANGUAGE])
+        self._position[0] = 0
         return int(following[0]), float(np.exp(logprobs[0]))
 
     def write(self, prompt: Sequence[int], end: int, *, limit: int, draft: Sequence[int] = ()) -> Written:
@@ -64,11 +79,16 @@ class WhisperDecoding:
         if not prompt:
             raise EngineError("Whisper needs a prompt", next_step="begin with the start token")
         limit = min(limit, self._config.max_target_positions - len(prompt))
+        if limit < 1:
+            raise EngineError(
+                f"a prompt of {len(prompt)} tokens leaves no room among {self._config.max_target_positions}",
+                next_step="shorten the prompt, or ask for at least one token",
+            )
         draft = list(draft)[: max(0, limit - 1)]
         # 1. Prompt and draft in one run.
         rules = [_ANY] * (len(prompt) - 1) + [_FIRST] + [_TEXT] * len(draft)
-        self._position = 0
-        following, logprobs = self._run([*prompt, *draft], rules)
+        self._position[0] = 0
+        following, logprobs = self._read([*prompt, *draft], rules)
         following, logprobs = following[len(prompt) - 1 :], logprobs[len(prompt) - 1 :]
         accepted = 0
         while accepted < len(draft) and following[accepted] == draft[accepted] != end:
@@ -76,46 +96,64 @@ class WhisperDecoding:
         tokens = [int(token) for token in following[: accepted + 1]]
         likelihoods = [float(value) for value in logprobs[: accepted + 1]]
         # 2. Slots beyond what was accepted are overwritten.
-        self._position = len(prompt) + accepted
+        self._position[0] = len(prompt) + accepted
         runs = 1
         # 3. One token at a time.
         while tokens[-1] != end and len(tokens) < limit:
-            following, logprobs = self._run(tokens[-1:], [_TEXT])
-            tokens.append(int(following[0]))
-            likelihoods.append(float(logprobs[0]))
+            token, likelihood = self._step(tokens[-1])
+            tokens.append(token)
+            likelihoods.append(likelihood)
             runs += 1
         finished = tokens[-1] == end
         return Written(tuple(tokens[:-1] if finished else tokens), tuple(likelihoods), accepted, runs, finished)
 
-    def _run(self, tokens: Sequence[int], rules: Sequence[int]) -> tuple[NDArray[np.int32], Float32]:
+    def _read(self, tokens: Sequence[int], rules: Sequence[int]) -> tuple[NDArray[np.int32], Float32]:
+        """Several tokens at once, and what follows each."""
         if not self._cross:
             raise EngineError("nothing was listened to", next_step="call listen() first")
-        count = len(tokens)
-        self._reserve(self._position + count)
-        made = self._decoder.run(
-            {
-                "tokens": np.array([tokens], dtype=np.int64),
-                "position": np.array([self._position], dtype=np.int64),
-                "heard": np.array([self._heard], dtype=np.int64),
-                "rule": np.array([rules], dtype=np.int64),
-                **self._cross,
-                **self._past,
-            }
-        )
-        for name in self._names:
-            self._past[f"past_{name}"][:, :, self._position : self._position + count] = made[f"new_{name}"]
-        self._position += count
+        self._reserve(len(tokens))
+        given = {"tokens": np.array([tokens], dtype=np.int64), "rule": np.array([rules], dtype=np.int64)}
+        made = self._decoder.run({**self._inputs, **given})
+        self._keep(made["new"])
         return made["next"][0], made["logprob"][0]
 
-    def _reserve(self, needed: int) -> None:
-        """Make room for `needed` slots, keeping what is written."""
-        if needed <= self._slots:
+    def _step(self, token: int) -> tuple[int, float]:
+        self._reserve(1)
+        self._token[0, 0] = token
+        made = self._stepping.run(self._inputs)
+        self._keep(made["new"])
+        return int(made["next"][0, 0]), float(made["logprob"][0, 0])
+
+    def _keep(self, new: Float32) -> None:
+        """Into the slots, all layers in one assignment."""
+        position, count = int(self._position[0]), new.shape[3]
+        self._past[:, :, :, position : position + count] = new
+        self._position[0] = position + count
+
+    def _reserve(self, count: int) -> None:
+        """Make room for `count` more tokens, keeping what is written."""
+        slots, needed = self._past.shape[3], int(self._position[0]) + count
+        if needed <= slots:
             return
-        slots = min(-(-needed // SLOT_STEP) * SLOT_STEP, self._config.max_target_positions)
-        shape = (1, self._config.decoder_attention_heads, slots, self._config.head_size)
-        for name in self._names:
-            grown = np.zeros(shape, dtype=np.float32)
-            if self._slots:
-                grown[:, :, : self._slots] = self._past[f"past_{name}"]
-            self._past[f"past_{name}"] = grown
-        self._slots = slots
+        grown = min(-(-needed // SLOT_STEP) * SLOT_STEP, self._config.max_target_positions)
+        self._past = np.pad(self._past, ((0, 0), (0, 0), (0, 0), (0, grown - slots), (0, 0)))
+        self._bind()
+
+    def _bind(self) -> None:
+        """The inputs of a step, and the session that takes them."""
+        past = {
+            f"past_{part}.{layer}": self._past[2 * layer + place]
+            for layer in range(self._config.decoder_layers)
+            for place, part in enumerate("kv")
+        }
+        named = {"tokens": self._token, "position": self._position, "heard": self._heard, "rule": self._rule}
+        self._inputs = {**named, **self._cross, **past}
+        self._stepping = next((session for session in self._steps if _serves(session, self._inputs)), self._decoder)
+
+
+def _serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
+    return all(
+        least <= size <= greatest
+        for name, limits in session.options.bounds.items()
+        for size, (least, greatest) in zip(inputs[name].shape, limits, strict=True)
+    )

@@ -51,7 +51,7 @@ class WhisperReference:
             self._decode_row({name: array[row] for name, array in inputs.items()})
             for row in range(len(inputs["tokens"]))
         ]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: np.stack([row[name] for row in rows], axis=name == "new") for name in rows[0]}
 
     def greedy(
         self, mel: Float32, prompt: Sequence[int], rules: Callable[[int], NDArray[np.bool_]], tokens: int
@@ -65,7 +65,7 @@ class WhisperReference:
         empty = np.zeros((self._config.decoder_attention_heads, 0, self._config.head_size))
         past = {f"past_{part}.{layer}": empty for part in "kv" for layer in range(self._config.decoder_layers)}
         for step in range(tokens):
-            logits = self._logits(np.array(text), 0, {**made, **past}, {})[-1]
+            logits = self._logits(np.array(text), 0, {**made, **past}, [])[-1]
             text.append(int(np.where(rules(step), -np.inf, logits).argmax()))
         return text[len(prompt) :]
 
@@ -73,14 +73,14 @@ class WhisperReference:
         position, heard = int(row["position"]), int(row["heard"])
         seen = {name: array[:, :position] for name, array in row.items() if name.startswith("past")}
         seen |= {name: array[:, :heard] for name, array in row.items() if name.startswith("cross")}
-        new: Arrays = {}
+        new: list[Float64] = []
         logits = self._logits(row["tokens"], position, seen, new) + suppression(self._config)[row["rule"]]
         following = logits.argmax(axis=1)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return {"next": following, "logprob": -np.log(shares.sum(axis=1)), **new}
+        return {"next": following, "logprob": -np.log(shares.sum(axis=1)), "new": np.stack(new)}
 
-    def _logits(self, tokens: NDArray[np.int64], position: int, seen: Arrays, new: Arrays) -> Float64:
-        """float64 [tokens, vocabulary]; fills `new` with the tokens' own keys and values."""
+    def _logits(self, tokens: NDArray[np.int64], position: int, seen: Arrays, new: list[Float64]) -> Float64:
+        """float64 [tokens, vocabulary]; adds to `new` the tokens' own keys and values of each layer."""
         heads = self._config.decoder_attention_heads
         count = len(tokens)
         embedding = self._weight("decoder.embed_tokens.weight")
@@ -90,7 +90,7 @@ class WhisperReference:
             name = f"decoder.layers.{layer}"
             y = self._norm(x, f"{name}.self_attn_layer_norm")
             query, key, value = (self._heads(y, f"{name}.self_attn.{part}_proj", heads) for part in "qkv")
-            new[f"new_k.{layer}"], new[f"new_v.{layer}"] = key, value
+            new += [key, value]
             key = np.concatenate([seen[f"past_k.{layer}"], key], axis=1)
             value = np.concatenate([seen[f"past_v.{layer}"], value], axis=1)
             x = x + self._attend(query, key, value, future, f"{name}.self_attn")

@@ -1,0 +1,1 @@
+"""Floor 6: engines against the libraries that people use today, each in a process of its own, in one run."""

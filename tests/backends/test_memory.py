@@ -1,0 +1,104 @@
+"""What goes in is not copied, and what comes out stays as it is."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aula.backends.session import Session, SessionOptions, available_backends, open_session
+from aula.core.errors import BackendError
+from tests.backends.graphs import doubling, passing
+
+WIDTH = 1000
+
+sessions = pytest.mark.parametrize(
+    ("backend", "batch"), [(backend, batch) for backend in available_backends() for batch in (2, "batch")]
+)
+
+
+def _opened(backend: str, batch: int | str, folder: Path) -> Session:
+    return open_session(backend, doubling(folder / "model.onnx", batch, WIDTH))
+
+
+def _unaligned(values: NDArray[Any]) -> NDArray[Any]:
+    raw = np.empty(values.nbytes + 1, dtype=np.uint8)
+    array = raw[1:].view(values.dtype).reshape(values.shape)
+    array[:] = values
+    assert not array.flags.aligned
+    return array
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    array = values.copy()
+    array.flags.writeable = False
+    return array
+
+
+@sessions
+def test_an_output_outlives_the_next_run_and_the_session(backend: str, batch: int | str, tmp_path: Path) -> None:
+    session = _opened(backend, batch, tmp_path)
+    kept = [session.run({"x": np.full((2, WIDTH), n, np.float32)})["y"] for n in range(4)]
+    session.close()
+    assert [(array.min(), array.max()) for array in kept] == [(2 * n, 2 * n) for n in range(4)]
+    kept[0][:] = -1  # and it is the caller's own, to write on
+    assert kept[1].max() == 2
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_outputs_that_nothing_computes_share_no_memory(backend: str, tmp_path: Path) -> None:
+    x = np.arange(3, dtype=np.float32)
+    with open_session(backend, passing(tmp_path / "model.onnx")) as session:
+        produced = session.run({"x": x})
+        arrays = [x, *produced.values()]
+        for array in arrays:
+            array[:] = 9
+        assert not any(np.shares_memory(one, other) for one in arrays for other in arrays if one is not other)
+        assert session.run({"x": x})["constant"].tolist() == [1, 1, 1]
+
+
+@sessions
+@pytest.mark.parametrize("arrange", [_unaligned, _read_only, np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2]])
+def test_every_arrangement_in_memory_is_read_rightly(
+    backend: str, batch: int | str, arrange: Any, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).standard_normal((2, WIDTH), dtype=np.float32)
+    given = arrange(values)
+    with _opened(backend, batch, tmp_path) as session:
+        assert (session.run({"x": given})["y"] == values + values).all()
+    assert (given == values).all()
+
+
+@pytest.mark.skipif("openvino" not in available_backends(), reason="openvino is not installed")
+@pytest.mark.parametrize("arrange", [np.copy, _unaligned])
+def test_openvino_computes_on_the_caller_s_own_arrays(arrange: Any, tmp_path: Path) -> None:
+    from aula.backends.openvino import OpenVinoSession
+
+    given = arrange(np.ones((2, WIDTH), dtype=np.float32))
+    with OpenVinoSession(doubling(tmp_path / "model.onnx", 2, WIDTH), SessionOptions()) as session:
+        produced = session.run({"x": given})["y"]
+        request = session._request
+        assert request.get_input_tensor(0).data.ctypes.data == given.ctypes.data
+        assert request.get_output_tensor(0).data.ctypes.data == produced.ctypes.data
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_an_array_that_stays_and_changes_is_read_anew(backend: str, tmp_path: Path) -> None:
+    path = doubling(tmp_path / "model.onnx", "rows", 3)
+    array = np.zeros((2, 3), np.float32)
+    with open_session(backend, path, SessionOptions(threads=1)) as session:
+        (name,) = (spec.name for spec in session.inputs)
+        for value in range(4):
+            array[:] = value
+            (made,) = session.run({name: array}).values()
+            np.testing.assert_array_equal(made, 2 * array)
+        frozen = array.copy()
+        frozen.flags.writeable = False
+        other = np.ones((5, 3), np.float32)[::2]
+        for given in (frozen, other, frozen, array):
+            (made,) = session.run({name: given}).values()
+            np.testing.assert_array_equal(made, 2 * given)
+        array.shape = (3, 2)
+        with pytest.raises(BackendError):
+            session.run({name: array})
