@@ -87,3 +87,26 @@ def test_an_interrupt_ends_the_process(failure: type[BaseException]) -> None:
 def test_a_command_that_is_not_there_is_an_os_error_and_leaves_nothing() -> None:
     with pytest.raises(FileNotFoundError), Process("absent", ["/no/such/program"]):
         pass
+
+
+def test_rest_waits_while_the_processor_is_used_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter([5, 9, 12, 12, *range(100, 1000)])
+    waits: list[float] = []
+    monkeypatch.setattr(module, "_processor_ticks", lambda _process: next(ticks))
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    with _fake("good") as process:
+        process.rest()
+        assert len(waits) == 3
+        process.rest()
+        assert sum(waits[3:]) == pytest.approx(module.REST_SECONDS)
+
+
+def test_processor_time_of_this_process_grows_and_of_none_is_nothing() -> None:
+    before = module._processor_ticks(os.getpid())
+    if not before:
+        pytest.skip("this system does not tell the processor time of processes")
+    while module._processor_ticks(os.getpid()) == before:
+        sum(range(10_000))
+    assert module._processor_ticks(-1) == 0

@@ -13,6 +13,7 @@ class Runner:
     def __init__(self, clock: FakeClock, milliseconds: float, log: list[str], name: str, fails: int = -1) -> None:
         self._clock, self._milliseconds, self._log, self._name, self._fails = clock, milliseconds, log, name, fails
         self.turns = 0
+        self.rested = False
 
     def run(self, count: int) -> list[float]:
         if self.turns == self._fails:
@@ -21,7 +22,11 @@ class Runner:
         self._log.append(self._name)
         times = [10 * self._milliseconds, *[self._milliseconds] * (count - 1)]
         self._clock.advance(sum(times) / 1000)
+        self.rested = False
         return times
+
+    def rest(self) -> None:
+        self.rested = True
 
 
 def test_turns_rotate_and_the_first_run_of_each_does_not_count() -> None:
@@ -29,6 +34,7 @@ def test_turns_rotate_and_the_first_run_of_each_does_not_count() -> None:
     runners = {name: Runner(clock, milliseconds, log, name) for name, milliseconds in (("a", 1.0), ("b", 50.0))}
     ran = race(runners, clock, rounds=4)
     assert log == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
+    assert all(runner.rested for runner in runners.values())
     assert set(ran.timings["a"].all) == {1.0}
     assert [len(turn) for turn in ran.timings["a"].rounds] == [MOST_RUNS] * 4
     assert [len(turn) for turn in ran.timings["b"].rounds] == [2] * 4

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -22,6 +23,8 @@ from aula.bench.protocol import Arrays
 START_SECONDS = 300.0
 """To import a library, load weights and prepare a shape: PyTorch alone takes ten seconds on a slow disk."""
 ANSWER_SECONDS = 120.0
+REST_SECONDS, REST_STEP_SECONDS = 1.0, 0.02
+"""The system counts in hundredths of a second: two are enough to see whether a core is busy."""
 _TELL = 300
 
 
@@ -86,6 +89,18 @@ class Process:
             raise CompetitorFailedError(f"it answered no times: {str(times)[:_TELL]}")
         return good
 
+    def rest(self) -> None:
+        """Wait until it computes no more, at most REST_SECONDS. Thread pools of PyTorch and ONNX Runtime go on spinning
+        after their last run, and would take a core from whoever has the next turn. Where the system does not tell the
+        processor time of others, this returns at once."""
+        assert self._process is not None
+        spent = _processor_ticks(self._process.pid)
+        for _ in range(round(REST_SECONDS / REST_STEP_SECONDS)):
+            time.sleep(REST_STEP_SECONDS)
+            before, spent = spent, _processor_ticks(self._process.pid)
+            if spent == before:
+                return
+
     def outputs(self, to: Path) -> Arrays:
         self._ask({"do": "outputs", "to": str(to)}, ANSWER_SECONDS)
         try:
@@ -149,6 +164,15 @@ class Process:
                         stream.close()
             self._process = None
         self._errors.close()
+
+
+def _processor_ticks(process: int) -> int:
+    """Processor time of all its threads so far, or 0 where that is not told (proc_pid_stat(5), fields 14 and 15)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def worker(name: str, order: Mapping[str, Any]) -> Process:

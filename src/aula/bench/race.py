@@ -23,6 +23,10 @@ class Runner(Protocol):
         """Milliseconds of each of `count` runs. Raises CompetitorFailedError."""
         ...
 
+    def rest(self) -> None:
+        """Wait until it leaves the processor to others."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -59,7 +63,8 @@ def race(
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Race:
     """`rounds` rounds, fewer where they take longer than RACE_SECONDS together, but no fewer than FEWEST_ROUNDS unless
-    fewer are asked for. Each turn begins with a run that does not count: caches belong to whoever ran last."""
+    fewer are asked for. Each turn begins when the one before computes no more, and with a run that does not count: caches
+    belong to whoever ran last."""
     start = clock.now()
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -70,6 +75,7 @@ def race(
         except CompetitorFailedError as failure:
             failed[name] = str(failure)
             continue
+        runner.rest()
         counts[name] = max(1, min(MOST_RUNS, round(TURN_MS / max(min(first), 1e-6))))
         times[name] = []
     for number in range(rounds):
@@ -85,6 +91,8 @@ def race(
             except CompetitorFailedError as failure:
                 failed[name] = str(failure)
                 del counts[name], times[name]
+            else:
+                runners[name].rest()
     return Race({name: Timing(turns) for name, turns in times.items() if turns}, failed)
 
 

@@ -67,7 +67,9 @@ def _onnxruntime(part: str, bundle: Bundle, threads: int) -> list[Rival]:
 
 
 def _checkpoint_folder(recipe: Recipe) -> Path | None:
-    return next((source.parent for source in recipe.sources if source.name == "config.json"), None)
+    """The topmost that holds a config.json: parts of a sentence encoder have some of their own below it."""
+    folders = [source.parent for source in recipe.sources if source.name == "config.json"]
+    return min(folders, key=lambda folder: len(folder.parts), default=None)
 
 
 def _output_names(bundle: Bundle, part: str) -> list[str]:
