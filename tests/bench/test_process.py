@@ -95,7 +95,7 @@ def test_rest_waits_while_the_processor_is_used_and_not_for_ever(
     ticks = iter([5, 9, 12, 12, *range(100, 1000)])
     waits: list[float] = []
     monkeypatch.setattr(module, "_processor_ticks", lambda _process: next(ticks))
-    monkeypatch.setattr(module.time, "sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     with _fake("good") as process:
         process.rest()
         assert len(waits) == 3

@@ -63,8 +63,8 @@ def race(
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Race:
     """`rounds` rounds, fewer where they take longer than RACE_SECONDS together, but no fewer than FEWEST_ROUNDS unless
-    fewer are asked for. Each turn begins when the one before computes no more, and with a run that does not count: caches
-    belong to whoever ran last."""
+    fewer are asked for. Each turn begins when the one before computes no more, and with a run that does not count:
+    caches belong to whoever ran last."""
     start = clock.now()
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
