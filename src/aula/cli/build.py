@@ -12,7 +12,7 @@ from rich.table import Table
 from aula.cli.output import print_json, progress_bar, results
 from aula.core.errors import EngineError
 from aula.core.settings import Settings, load_settings
-from aula.engine.build import TARGETS, BuildOptions
+from aula.engine.build import MOST_DROP, TARGETS, BuildOptions
 from aula.engine.build import build as build_bundle
 from aula.engine.bundle import Bundle
 from aula.engine.manifest import GraphSize, Part, TargetEngine
@@ -55,6 +55,13 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
 @calibrate_option
 @labelled_option
 @store_option
+@click.option(
+    "--most-drop",
+    type=click.FloatRange(0, 100),
+    default=100 * MOST_DROP,
+    show_default=True,
+    help="Points of its task's metric (0 to 100) that a lower precision may lose.",
+)
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object.")
 def build(
@@ -65,6 +72,7 @@ def build(
     calibrate: Path | None,
     labelled: Path | None,
     store: str | None,
+    most_drop: float,
     rebuild: bool,
     as_json: bool,
 ) -> None:
@@ -85,7 +93,9 @@ def build(
     """
     settings = load_settings()
     engines = _store(store, settings)
-    options = BuildOptions(("fp32", *precisions), settings.whole("threads"), target=target, rebuild=rebuild)
+    options = BuildOptions(
+        ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
+    )
     with progress_bar(quiet=as_json) as report:
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
         bundle = build_bundle(found, engines, options, progress=report)

@@ -174,6 +174,7 @@ class _Job:
                     draft,
                     calibration=self._calibration,
                     evaluate=prover.metric_of if task is not None else None,
+                    watched=task.inputs if task is not None else (),
                     reference=prover.reference,
                     most_drop=self._options.most_drop,
                     progress=lambda what, share: report(what, 0.3 + 0.5 * share),

@@ -29,8 +29,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 """What a CPU engine can be built in, the most exact first."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""
-WATCHED_EXAMPLES = 8
-"""How many calibration examples the search for sensitive layers looks at."""
+WATCHED_EXAMPLES = 64
+"""How many examples the search for sensitive layers looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,13 @@ def lower_variant(
     *,
     calibration: Calibration | None,
     evaluate: Callable[[Path], float] | None,
+    watched: Sequence[Arrays],
     reference: float,
     most_drop: float,
     progress: Progress,
 ) -> Variant:
     """`graph` in a lower precision, written into `folder`: by the recipe itself, where it knows how, else by the
-    builder. `evaluate` is None where no task can judge, because the weights are made up."""
+    builder. `evaluate` is None where no task can judge, because the weights are made up; see `quantised_variant`."""
     path = folder / f"{precision}.onnx"
     if precision in recipe.written:
         progress(f"writing the {precision} graph", 0.0)
@@ -81,6 +82,7 @@ def lower_variant(
         path,
         transformer=recipe.transformer,
         evaluate=evaluate,
+        watched=watched,
         reference=reference,
         most_drop=most_drop,
         progress=progress,
@@ -94,13 +96,14 @@ def quantised_variant(
     *,
     transformer: bool,
     evaluate: Callable[[Path], float],
+    watched: Sequence[Arrays] = (),
     reference: float,
     most_drop: float,
     progress: Progress,
 ) -> Variant:
     """Write the best INT8 graph found to `path`: the first method that loses nothing against `reference`, else the
     one that loses least; and where even that loses more than `most_drop`, with its most sensitive layers put back,
-    twice as many each time, until the metric holds."""
+    twice as many each time, until the metric holds. They are ranked on `watched`, else on the calibration data."""
     least = reference - most_drop
     methods = TRANSFORMER_METHODS if transformer else CONVOLUTION_METHODS
     tried: dict[str, float] = {}
@@ -119,7 +122,7 @@ def quantised_variant(
     back: tuple[str, ...] = ()
     if metric < least:
         progress("finding sensitive layers", 0.7)
-        ranking = [name for name, _ in sensitivities(quantised, graph, _runner(calibration, path))]
+        ranking = [name for name, _ in sensitivities(quantised, graph, _runner(watched or calibration.inputs, path))]
         count = 1
         while metric < least and count <= len(ranking):
             progress(f"putting back {count} of {len(ranking)} layers", 0.9)
@@ -140,10 +143,10 @@ def _write(model: "onnx.ModelProto", path: Path) -> None:
     write_file(path, lambda target: save_model(model, target))
 
 
-def _runner(calibration: Calibration, path: Path) -> Callable[["onnx.ModelProto"], list[Arrays]]:
-    """Runs a graph on a few calibration examples spread over all, on the first backend that takes it."""
-    step = max(1, len(calibration.inputs) // WATCHED_EXAMPLES)
-    examples: Sequence[Arrays] = calibration.inputs[::step][:WATCHED_EXAMPLES]
+def _runner(inputs: Sequence[Arrays], path: Path) -> Callable[["onnx.ModelProto"], list[Arrays]]:
+    """Runs a graph on a few of the inputs, spread over all, on the first backend that takes it."""
+    step = max(1, len(inputs) // WATCHED_EXAMPLES)
+    examples = inputs[::step][:WATCHED_EXAMPLES]
 
     def run(model: "onnx.ModelProto") -> list[Arrays]:
         _write(model, path)

@@ -72,12 +72,14 @@ class Calibration:
 @dataclass(frozen=True, slots=True)
 class Task:
     """What the model is for, measured: `evaluate` gives 0..1, higher is better, on `examples` labelled examples
-    whose SHA-256 is `digest`."""
+    whose SHA-256 is `digest`. `inputs` are some of them without their labels, on which layers are ranked by what their
+    rounding costs; where there are none, calibration data serves, which shows less of what is rare in it."""
 
     metric: str
     examples: int
     digest: str
     evaluate: Callable[[Session], float]
+    inputs: Sequence[Arrays] = ()
 
 
 @dataclass(frozen=True, slots=True)

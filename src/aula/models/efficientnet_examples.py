@@ -27,6 +27,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_EXAMPLES = 300
 """Calibration examples that are used."""
 
+WATCHED = 64
+"""Labelled pictures, at least, on which layers are ranked."""
+
 BATCH = 8
 """Pictures in one run of the task: the usual size of the recipe's larger profile."""
 
@@ -143,4 +146,5 @@ def task(pictures: Pictures) -> Task:
         ]
         return float((np.concatenate(guesses) == labels).mean())
 
-    return Task("top-1", len(labels), pictures.digest, evaluate)
+    watched = [{INPUT: picture[None]} for picture in pictures.pixels[:: max(1, len(labels) // WATCHED)]]
+    return Task("top-1", len(labels), pictures.digest, evaluate, watched)

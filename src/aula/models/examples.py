@@ -94,7 +94,7 @@ def task(examples: Examples, output: str) -> Task:
             guesses.append(int(session.run(inputs)[output].argmax()))
         return float((np.asarray(guesses) == labels).mean())
 
-    return Task("accuracy", len(labels), examples.digest, evaluate)
+    return Task("accuracy", len(labels), examples.digest, evaluate, examples.inputs)
 
 
 def _check_array(array: NDArray[Any], spec: TensorSpec, source: str, expected: str) -> None:
