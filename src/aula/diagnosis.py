@@ -14,7 +14,7 @@ from aula.audio.devices import describe_devices
 from aula.backends.session import BACKENDS
 from aula.core.settings import TABLE, Settings, settings_files
 from aula.core.types import Licence
-from aula.engine.build import usable_cores
+from aula.engine.identity import usable_cores
 from aula.engine.manifest import TargetEngine
 from aula.engine.store import Store
 from aula.runtime import RungReport, Runtime

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from aula.bench.subjects import ARCHITECTURES, dimensions, read_shape, seeded_subject, subject_of
+from aula.bench.subjects import ARCHITECTURES, dimensions, open_subject, read_shape, seeded_subject, subject_of
 from aula.core.errors import EngineError
 from aula.engine.recipe import Model, Size
 from aula.engine.store import Store
-from tests.bench.toy import WIDTH, toy_model, toy_recipe
+from aula.models.catalogue import Evidence
+from tests.bench.toy import WIDTH, toy_file, toy_model, toy_recipe
 
 
 def test_a_shape_gives_the_free_dimensions_or_the_whole_input(tmp_path: Path) -> None:
@@ -49,6 +50,28 @@ def test_seeded_weights_are_compiled_for_the_shapes_alone(tmp_path: Path) -> Non
     profiles = subject.model.parts["encoder"].profiles
     assert [profile.name for profile in profiles] == ["1x8", "2x9"]
     assert profiles[1].sizes == {"rows": Size(2, 2, 2), "columns": Size(9, 9, 9)}
+
+
+def test_an_onnx_file_gets_its_free_dimensions_from_the_shapes(tmp_path: Path) -> None:
+    path, store = str(toy_file(tmp_path)), Store(tmp_path / "store")
+    with open_subject(path, Evidence(), ("1x8", f"2x5x{WIDTH}"), store=store, home=tmp_path) as subject:
+        sizes = [dict(profile.sizes) for profile in subject.model.parts["model"].profiles]
+        assert subject.store.folder != store.folder, "bundles for a bench's shapes alone are nobody else's"
+    assert sizes == [
+        {"rows": Size(1, 1, 1), "columns": Size(8, 8, 8)},
+        {"rows": Size(2, 2, 2), "columns": Size(5, 5, 5)},
+    ]
+    assert not subject.seeded
+
+
+@pytest.mark.parametrize("shapes", [(), ("8",)])
+def test_an_onnx_file_without_sizes_says_how_to_give_them(tmp_path: Path, shapes: tuple[str, ...]) -> None:
+    path, store = str(toy_file(tmp_path)), Store(tmp_path / "store")
+    with (
+        pytest.raises(EngineError, match=r"rows, columns.*--shape 16x16"),
+        open_subject(path, Evidence(), shapes, store=store, home=tmp_path),
+    ):
+        pass
 
 
 def test_every_size_of_whisper_goes_by_its_name() -> None:

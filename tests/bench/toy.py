@@ -49,6 +49,15 @@ def toy_recipe(folder: Path, **changes: Any) -> Recipe:
     return Recipe(**{**fields, **changes})
 
 
+def toy_file(folder: Path) -> Path:
+    """The graph alone, as somebody else's ONNX file with two free dimensions."""
+    import onnx
+
+    path = folder / "toy.onnx"
+    onnx.save(_graph(), str(path))
+    return path
+
+
 def toy_model(folder: Path, **changes: Any) -> Model:
     return Model.of(toy_recipe(folder, **changes))
 

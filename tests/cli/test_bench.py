@@ -1,14 +1,17 @@
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aula.bench.records import Report, Row, Skipped
 from aula.bench.subjects import Subject, subject_of
 from aula.cli import bench as module
 from aula.cli.main import cli
 from aula.engine.store import Store
-from tests.bench.toy import toy_model
+from tests.bench.toy import toy_file, toy_model
 from tests.cli.running import Run
 
 cli.add_command(module.bench)
@@ -76,6 +79,24 @@ def test_people_get_a_table_and_the_json_line_last(run: Run) -> None:
     for text in ("made-up weights", "torch (sdpa)", "4.80×", "2.50 (4.0×)", "drop 0.10 points", "50 % of layers"):
         assert text in ended.out
     assert "Left out onnxruntime: not installed" in ended.out
+
+
+def test_the_table_fits_80_columns_and_takes_names_as_they_are() -> None:
+    long = replace(ROW, part="[/x]encoder", shape="1x500", native="onnxruntime, dynamic int8", engine_ms=12345.67)
+    console = Console(width=80, file=StringIO(), highlight=False)
+    module.print_report(console, replace(REPORT, model="[/x]evil", rows=(ROW, long)))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    for text in ("[/x]evil", "[/x]encoder 1x500 int8: openvino, 50 % of layers in int8", "12345.67"):
+        assert text in printed
+
+
+def test_an_onnx_file_with_free_dimensions_is_raced_at_the_shape_asked_for(run: Run, tmp_path: Path) -> None:
+    ended = run("bench", str(toy_file(tmp_path)), "--shape", "2x8", "--precision", "fp32", "--rounds", "1", "--json")
+    assert ended.code == 0, ended.err
+    rows = json.loads(ended.out)["rows"]
+    assert {(row["shape"], row["precision"]) for row in rows} == {("2x8", "fp32")}
+    assert {"onnxruntime"} <= {row["native"] for row in rows}
 
 
 @pytest.mark.parametrize(

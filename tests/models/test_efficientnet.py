@@ -101,6 +101,7 @@ TRANSFORMERS = {
     "out_channels": [16, 24, 40, 80, 112, 192, 320],
     "num_block_repeats": [1, 2, 2, 3, 3, 4, 1],
 }
+TINY = {**TRANSFORMERS, "image_size": 32, "id2label": {str(number): f"class {number}" for number in range(4)}}
 TIMM = {"architecture": "efficientnet_b0", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 64, 64]}}
 
 
@@ -207,18 +208,20 @@ class Parrot:
     """A session whose logits stand in the first row of each picture."""
 
     def run(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {"logits": tensors["pixel_values"][:, 0, 0]}
+        return {"logits": tensors["pixel_values"][:, 0, 0, :4]}
 
 
 def test_pictures_calibrate_and_judge(tmp_path: Path) -> None:
-    pixels = np.zeros((601, 3, 4, 4), np.float32)
+    checkpoint = _write(tmp_path, TINY)
+    pixels = np.zeros((601, 3, 32, 32), np.float32)
     labels = np.arange(601) % 4
     pixels[np.arange(600), 0, 0, labels[:600]] = 1  # the last picture says class 0, which it is
-    pixels[:3, 0, 0] = [0, 0, 0, 2]
+    pixels[:3, 0, 0, :4] = [0, 0, 0, 2]
     np.savez(tmp_path / "pictures.npz", pixel_values=pixels, labels=labels)
-    pictures = read_pictures(tmp_path / "pictures.npz", Checkpoint(tmp_path))
+    pictures = read_pictures(tmp_path / "pictures.npz", checkpoint)
     judged = task(pictures)
     assert judged.examples == 601
+    assert judged.chance == pytest.approx(151 / 601)
     session: Any = Parrot()
     assert judged.evaluate(session) == pytest.approx(598 / 601)
 
@@ -236,14 +239,25 @@ def test_pictures_calibrate_and_judge(tmp_path: Path) -> None:
         ({"pixel_values": np.zeros((0, 3, 4, 4), np.float32)}, r"\[0, 3, 4, 4\]"),
         ({"pixel_values": np.zeros((2, 3, 4, 4), np.float32), "labels": np.zeros(3, np.int64)}, r"int64\[3\]"),
         ({"pixel_values": np.zeros((2, 3, 4, 4), np.float32), "labels": np.zeros(2)}, "float64"),
-        ({"pixel_values": np.zeros((2, 3, 4, 4), np.float32)}, "no array labels"),
+        ({"pixel_values": np.zeros((2, 3, 32, 32), np.float32)}, "no array labels"),
+        ({"pixel_values": np.zeros((2, 3, 32, 16), np.float32)}, r"are \[3, 32, 16\], but .* takes \[3, 32, 32\]"),
+        ({"pixel_values": np.zeros((2, 1, 32, 32), np.float32)}, r"are \[1, 32, 32\]"),
+        ({"pixel_values": np.zeros((2, 3, 32, 32), np.float32), "labels": np.array([0, 4])}, "the label 4, .* 0 to 3"),
+        ({"pixel_values": np.zeros((2, 3, 32, 32), np.float32), "labels": np.array([0, -1])}, "the label -1"),
+        ({"pixel_values": np.zeros((99, 3, 32, 32), np.float32), "labels": np.arange(99) % 4}, "99 labelled examples"),
         ({"pixel_values": np.array([object()])}, "cannot be read"),
     ],
 )
 def test_pictures_of_another_form_are_named(tmp_path: Path, arrays: dict[str, NDArray[Any]], named: str) -> None:
     np.savez(tmp_path / "pictures.npz", allow_pickle=True, **arrays)
     with pytest.raises(CalibrationError, match=named):
-        task(read_pictures(tmp_path / "pictures.npz", Checkpoint(tmp_path)))
+        task(read_pictures(tmp_path / "pictures.npz", _write(tmp_path, TINY)))
+
+
+def test_pictures_that_are_all_alike_calibrate_nothing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pictures.npz", pixel_values=np.zeros((20, 3, 32, 32), np.float32))
+    with pytest.raises(CalibrationError, match=r"20 examples in pictures\.npz are all zero"):
+        calibration(read_pictures(tmp_path / "pictures.npz", _write(tmp_path, TINY)))
 
 
 def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:

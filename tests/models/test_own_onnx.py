@@ -105,10 +105,10 @@ def test_made_up_examples_are_lawful_and_real_ones_fill_any_size(path: Path, tmp
 
 
 def test_calibration_and_task_come_from_npz(path: Path, tmp_path: Path) -> None:
-    arrays = _arrays()
+    arrays = _arrays(100)
     whole = {name: array[:, None] for name, array in arrays.items()}
     labels = _recipe(path).reference(arrays)["logits"].argmax(axis=1)
-    labels[:5] = (labels[:5] + 1) % CLASSES
+    labels[:25] = (labels[:25] + 1) % CLASSES
     for given_arrays in (arrays, whole):
         recipe = _recipe(
             path,
@@ -118,10 +118,11 @@ def test_calibration_and_task_come_from_npz(path: Path, tmp_path: Path) -> None:
         assert recipe.calibration is not None
         assert recipe.task is not None
         calibration, task = recipe.calibration(), recipe.task()
-        assert len(calibration.inputs) == 20
+        assert len(calibration.inputs) == 100
         assert calibration.inputs[0]["ids"].shape == (1, 6)
-        assert (calibration.source, task.metric, task.examples) == ("examples.npz", "accuracy", 20)
+        assert (calibration.source, task.metric, task.examples) == ("examples.npz", "accuracy", 100)
         assert calibration.digest != task.digest
+        assert task.chance == np.bincount(labels).max() / 100
         with open_session("onnxruntime", path, SessionOptions(threads=1)) as session:
             assert task.evaluate(session) == 0.75
     assert _recipe(path).calibration is None
@@ -148,15 +149,56 @@ def test_examples_of_the_wrong_form_are_refused(path: Path, tmp_path: Path, arra
 
 
 def test_labels_of_the_wrong_form_are_refused(path: Path, tmp_path: Path) -> None:
-    for labels in (np.zeros(19, np.int64), np.zeros(20, np.float32), np.full(20, -1)):
+    arrays = _arrays(100)
+    for labels in (np.zeros(99, np.int64), np.zeros(100, np.float32), np.full(100, -1)):
         with pytest.raises(CalibrationError, match="labels in"):
-            _recipe(path, labelled=_npz(tmp_path, **_arrays(), labels=labels))
+            _recipe(path, labelled=_npz(tmp_path, **arrays, labels=labels))
+    with pytest.raises(CalibrationError, match="the label 3, but the model's classes are 0 to 2"):
+        _recipe(path, labelled=_npz(tmp_path, **arrays, labels=np.arange(100) % 4))
+    with pytest.raises(CalibrationError, match=r"99 examples in examples\.npz are too few: 100"):
+        _recipe(path, labelled=_npz(tmp_path, **_arrays(99), labels=np.arange(99) % 3))
     with pytest.raises(CalibrationError, match="no array labels"):
-        _recipe(path, labelled=_npz(tmp_path, **_arrays()))
+        _recipe(path, labelled=_npz(tmp_path, **arrays))
     broken = _npz(tmp_path, **_arrays())
     broken.write_bytes(broken.read_bytes()[:-60])
     with pytest.raises(CalibrationError, match="cannot be read as npz"):
         _recipe(path, calibrate=broken)
+
+
+def test_labels_beyond_a_free_last_axis_are_refused_when_it_is_known(tmp_path: Path) -> None:
+    model = model_of([node("Relu", "x", "y")], [value("x", FLOAT, 1, "wide")], [value("y", FLOAT, 1, "wide")])
+    file = _write(tmp_path, model)
+    rows = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
+    profiles = (Profile("p", {"wide": Size(4, 4, 4)}),)
+    labelled = _npz(tmp_path, x=rows, labels=np.arange(100) % 5)
+    recipe = own_onnx_recipe(file, "r", profiles=profiles, labelled=labelled)
+    assert recipe.task is not None
+    with (
+        open_session("onnxruntime", file, SessionOptions(threads=1)) as session,
+        pytest.raises(CalibrationError, match="the label 4, but the model's classes are 0 to 3"),
+    ):
+        recipe.task().evaluate(session)
+
+
+def test_examples_that_are_all_alike_are_refused(path: Path, tmp_path: Path) -> None:
+    arrays = {name: array[:1].repeat(20, axis=0) for name, array in _arrays().items()}
+    with pytest.raises(CalibrationError, match=r"20 examples in examples\.npz are all alike"):
+        _recipe(path, calibrate=_npz(tmp_path, **arrays))
+    nothing = {name: np.zeros_like(array) for name, array in arrays.items()}
+    with pytest.raises(CalibrationError, match="all zero"):
+        _recipe(path, calibrate=_npz(tmp_path, **nothing))
+
+
+def test_examples_that_prove_an_engine_are_among_its_sources(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    examples = _npz(beside, **_arrays())
+    assert _recipe(path, calibrate=examples).sources == (path.resolve(), examples.resolve())
+    monkeypatch.chdir(beside)
+    mixed = _recipe(Path("..") / path.name, calibrate=examples)
+    assert mixed.sources == (path.resolve(), examples.resolve())
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -169,7 +211,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_labels_need_scores_to_judge(tmp_path: Path) -> None:
     model = model_of([node("Relu", "x", "y")], [value("x", FLOAT, 1, 4, 2)], [value("y", FLOAT, 1, 4, 2)])
-    labelled = _npz(tmp_path, x=np.ones((2, 4, 2), np.float32), labels=np.zeros(2, np.int64))
+    labelled = _npz(tmp_path, x=np.ones((100, 4, 2), np.float32), labels=np.zeros(100, np.int64))
     with pytest.raises(CalibrationError, match=r"first output y has the shape \[1, 4, 2\]"):
         own_onnx_recipe(_write(tmp_path, model), "r", profiles=(), labelled=labelled)
 

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ def test_own_examples_are_labelled_and_many() -> None:
 
 def test_files_are_read_and_lines_at_fault_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
-    path.write_text("".join(f"{'ab'[n % 2]}\tsentence {n}\n" for n in range(20)), encoding="utf-8")
+    path.write_text("".join(f"{'ab'[n % 2]}\tsentence {n}\n" for n in range(100)), encoding="utf-8")
     assert read_labelled(path)[:2] == [("a", "sentence 0"), ("b", "sentence 1")]
     path.write_text("a\tone\nb two\n", encoding="utf-8")
     with pytest.raises(CalibrationError, match=r"line 2 of rows\.tsv"):
         read_labelled(path)
     path.write_text("".join(f"label {n}\tsentence {n}\n" for n in range(30)), encoding="utf-8")
     with pytest.raises(CalibrationError, match="30 sentences of 30 labels"):
+        read_labelled(path)
+    path.write_text("".join(f"{'ab'[n % 2]}\tsentence {n}\n" for n in range(99)), encoding="utf-8")
+    with pytest.raises(CalibrationError, match="99 sentences of 2 labels"):
         read_labelled(path)
     with pytest.raises(CalibrationError, match="cannot be read"):
         read_sentences(tmp_path)
@@ -46,7 +50,7 @@ def test_accuracy_is_what_a_head_gets_right_on_the_other_half() -> None:
 def _labelled(folder: Path, labels: str = "xy") -> Path:
     """The letter that a sentence is made of decides its label."""
     path = folder / "labelled.tsv"
-    rows = [f"{labels[n % 2]}\t{' '.join('ab'[n % 2] * (1 + n % 5))}\n" for n in range(40)]
+    rows = [f"{labels[n % 2]}\t{' '.join('ab'[n % 2] * (1 + n % 5))}\n" for n in range(100)]
     path.write_text("".join(rows), encoding="utf-8")
     return path
 
@@ -66,7 +70,8 @@ def test_an_encoder_is_judged_by_a_head_on_its_vectors(tmp_path: Path, kind: str
     calibrating, judging = evidence(checkpoint, labelled=_labelled(tmp_path))
     assert judging is not None
     judge = judging()
-    assert judge.examples == 40
+    assert (judge.examples, judge.chance) == (100, 0.5)
+    assert "aula" not in judge.metric
     with _open(checkpoint) as session:
         assert judge.evaluate(session) == 1.0
     calibration = calibrating()
@@ -117,5 +122,31 @@ def test_sentences_to_calibrate_on_may_be_others_than_those_to_judge_by(tmp_path
     calibrating, judging = evidence(checkpoint, calibrate=tmp_path / "plain.txt", labelled=_labelled(tmp_path))
     assert (calibrating().source, len(calibrating().inputs)) == ("plain.txt", 20)
     assert judging is not None
-    assert judging().examples == 40
+    assert judging().examples == 100
     assert evidence(checkpoint)[0]().source == "aula's intent examples"
+
+
+@pytest.mark.parametrize("kind", ["sentence encoder", "hidden states"])
+def test_the_metric_says_whose_examples_judge(tmp_path: Path, kind: str) -> None:
+    checkpoint = small(tmp_path) if kind == "hidden states" else small_sentence_encoder(tmp_path, "mean")
+    write_vocabulary(tmp_path)
+    judging = evidence(checkpoint)[1]
+    assert judging is not None
+    judge = judging()
+    assert judge.metric.startswith("accuracy of a linear head on ")
+    assert judge.metric.endswith("aula's own intent examples")
+    counts = Counter(label for label, _ in own_labelled())
+    assert judge.chance == max(counts.values()) / counts.total()
+
+
+def test_another_tokeniser_is_other_evidence(tmp_path: Path) -> None:
+    checkpoint = small_sentence_encoder(tmp_path, "mean")
+    calibrating, judging = evidence(checkpoint, labelled=_labelled(tmp_path))
+    assert judging is not None
+    before = calibrating().digest, judging().digest
+    assert (calibrating().digest, judging().digest) == before
+    pieces = (tmp_path / "vocab.txt").read_text(encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text(pieces.replace("\na\nb\n", "\nb\na\n"), encoding="utf-8")
+    after = calibrating().digest, judging().digest
+    assert before[0] != after[0]
+    assert before[1] != after[1]

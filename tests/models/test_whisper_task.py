@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from aula.backends.session import SessionOptions, open_session
-from aula.core.errors import AudioTooLongError, CheckpointError
+from aula.core.errors import AudioTooLongError, CalibrationError, CheckpointError
 from aula.engine.recipe import Recipe
+from aula.models import whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper import random_checkpoint, whisper_model
 from aula.models.whisper_config import WhisperConfig
@@ -39,7 +40,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seconds in (1, 3):
         noise = np.random.default_rng(seconds).uniform(-0.5, 0.5, seconds * 16_000).astype(np.float32)
         soundfile.write(str(folder / f"{seconds}.wav"), noise, 16_000)
-    (folder / "transcripts.tsv").write_text("1.wav\tone two\n3.wav\tthree\n")
+    texts = " ".join(["one", "two"] * 25), " ".join(["three"] * 50)
+    (folder / "transcripts.tsv").write_text(f"1.wav\t{texts[0]}\n3.wav\t{texts[1]}\n")
     return folder
 
 
@@ -60,18 +62,47 @@ def test_either_part_is_judged_together_with_the_other(checkpoint: Checkpoint, c
     # Now the list says what the model writes.
     heard = _heard(checkpoint, clips, tmp_path)
     right = tmp_path / "right.tsv"
-    right.write_text("".join(f"{clips / name}\t{text}\n" for name, text in heard.items()))
+    right.write_text("".join(f"{clips / name}\t{text}\n" for name, text in heard.items()) * 10)
     model = whisper_model(checkpoint, "thin", clips=right)
     for recipe in model.parts.values():
         assert _metric(recipe, tmp_path) == 1.0
         assert recipe.task is not None
-        assert recipe.task().examples == 2
+        assert recipe.task().examples == 20
+        assert recipe.task().chance is None
+
+
+def test_worse_than_nothing_is_told_from_nothing(
+    checkpoint: Checkpoint, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whisper_task, "word_error_rate", lambda _: 1.5)
+    assert _metric(whisper_model(checkpoint, "thin", clips=clips).recipe("decoder"), tmp_path) == -0.5
+
+
+def test_few_clips_that_say_little_judge_nothing(checkpoint: Checkpoint, clips: Path, tmp_path: Path) -> None:
+    line = f"{clips / '1.wav'}\tone two\n"
+    (tmp_path / "few.tsv").write_text(line * 19)
+    with pytest.raises(CalibrationError, match=r"few\.tsv has 19 clips with 38 words"):
+        whisper_model(checkpoint, "thin", clips=tmp_path / "few.tsv")
+    (tmp_path / "few.tsv").write_text(line * 20)
+    assert whisper_model(checkpoint, "thin", clips=tmp_path / "few.tsv").recipe("encoder").task is not None
+
+
+def test_another_tokeniser_is_other_evidence(checkpoint: Checkpoint, clips: Path, tmp_path: Path) -> None:
+    copied = Checkpoint(tmp_path)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((checkpoint.folder / name).read_bytes())
+    (tmp_path / "model.safetensors").symlink_to(checkpoint.weights_file)
+    task = whisper_model(copied, "thin", clips=clips).recipe("encoder").task
+    assert task is not None
+    before = task().digest
+    assert task().digest == before
+    told = (tmp_path / "tokenizer.json").read_text().replace('"w7"', '"v7"')
+    (tmp_path / "tokenizer.json").write_text(told)
+    assert task().digest != before
 
 
 def _heard(checkpoint: Checkpoint, clips: Path, folder: Path) -> dict[str, str]:
     """What the model writes, caught where texts are compared."""
-    from aula.models import whisper_task
-
     caught: list[tuple[str, str]] = []
 
     def catch(pairs: list[tuple[str, str]]) -> float:

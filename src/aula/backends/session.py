@@ -1,6 +1,7 @@
 """The Session contract: tensors in, tensors out; `open_session` loads a backend by name on first use."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +182,15 @@ BACKENDS: dict[str, Backend] = {
 def available_backends() -> list[str]:
     """Names of the backends whose runtime is installed; imports none of them."""
     return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.runtime) is not None]
+
+
+def runtime_version(backend: str) -> str:
+    """The version of a backend's runtime, also where it came in a package of another name (onnxruntime-gpu)."""
+    runtime = BACKENDS[backend].runtime
+    try:
+        return importlib.metadata.version(runtime)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(runtime), "__version__", "unknown"))
 
 
 def open_session(backend: str, model: Path, options: SessionOptions | None = None) -> Session:

@@ -19,9 +19,10 @@ from aula.bench.rivals import Rival, rivals_of
 from aula.bench.subjects import Shape, Subject
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import AulaError, EngineError
-from aula.engine.build import BuildOptions, build, usable_cores
+from aula.engine.build import BuildOptions, build
 from aula.engine.bundle import Bundle
 from aula.engine.graph import report as report_graph
+from aula.engine.identity import usable_cores
 from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE
 

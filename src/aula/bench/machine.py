@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from aula.backends.session import SessionOptions, available_backends, open_session
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import BackendError
-from aula.engine.build import usable_cores
+from aula.engine.identity import usable_cores
 
 if TYPE_CHECKING:
     import onnx

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from aula.core.errors import EngineError
+from aula.engine.foreign import free_dimensions, input_specs
 from aula.engine.precision import Progress
 from aula.engine.recipe import Model, Profile, Recipe, Size
 from aula.engine.store import Store
 from aula.models import bert, bert_seeded, efficientnet, efficientnet_seeded, whisper
 from aula.models.catalogue import NAMES, Evidence, find_model
+from aula.models.own_onnx import own_onnx_recipe, read_graph
 
 ARCHITECTURES = tuple(
     name
@@ -67,16 +69,20 @@ def open_subject(
     home: Path,
     progress: Progress | None = None,
 ) -> Iterator[Subject]:
-    """An architecture of ARCHITECTURES with seeded weights, in a store that is gone at the end and compiled for the
-    very shapes; or whatever `find_model` finds, in `store`, with its own profiles.
+    """An architecture of ARCHITECTURES with seeded weights, or an ONNX file with free dimensions, in a store that is
+    gone at the end and compiled for the very shapes; or whatever `find_model` finds, in `store`, with its own profiles.
 
     Raises what `find_model` raises, and EngineError for shapes that do not fit.
     """
-    if name not in ARCHITECTURES:
+    free = _free_dimensions(name)
+    if name not in ARCHITECTURES and not free:
         model = find_model(name, evidence, home=home, progress=progress)
         yield subject_of(model, store, shapes, name)
         return
     with tempfile.TemporaryDirectory(prefix="aula-bench-") as folder:
+        if free:
+            yield onnx_subject(Path(name).expanduser(), free, evidence, Store(Path(folder) / "store"), shapes)
+            return
         if progress is not None:
             progress(f"making up weights of {name}", 0.0)
         model = seeded_model(name, Path(folder) / "checkpoint")
@@ -96,6 +102,39 @@ def seeded_subject(model: Model, store: Store, shapes: Sequence[str], name: str 
     """With one profile for each shape, fixed to it, and only the parts that are asked for."""
     texts = shapes or _usual(name)
     found = _read_all(model, texts) if texts else _profiles_own(model)
+    return replace(_fixed(model, found, store), seeded=True)
+
+
+def onnx_subject(path: Path, free: Sequence[str], evidence: Evidence, store: Store, shapes: Sequence[str]) -> Subject:
+    """An ONNX file whose dimensions `free` get their sizes from the shapes alone, which it therefore needs."""
+    usual = {name: 1 if "batch" in name.lower() else 16 for name in free}
+    if not shapes:
+        raise EngineError(
+            f"{path.name} has the free dimensions {', '.join(free)}, and nothing says at which sizes to run it",
+            available=free,
+            next_step=f"give a size for each, in this order: --shape {'x'.join(str(size) for size in usual.values())}",
+        )
+    recipe = own_onnx_recipe(
+        path,
+        path.stem,
+        # Only until the shapes are read.
+        profiles=(Profile("usual", {name: Size(1, size, size) for name, size in usual.items()}),),
+        calibrate=evidence.calibrate,
+        labelled=evidence.labelled,
+    )
+    return _fixed(Model.of(recipe), _read_all(Model.of(recipe), shapes), store)
+
+
+def _free_dimensions(name: str) -> list[str]:
+    """Of an ONNX file; of anything else none."""
+    path = Path(name).expanduser()
+    if path.suffix != ".onnx":
+        return []
+    return free_dimensions(input_specs(read_graph(path, weights=False)))
+
+
+def _fixed(model: Model, found: Sequence[Shape], store: Store) -> Subject:
+    """With one profile for each shape, and only the parts that are asked for."""
     parts = {}
     for part, recipe in model.parts.items():
         fixed = {shape.name: shape.sizes for shape in found if shape.part == part}
@@ -106,7 +145,8 @@ def seeded_subject(model: Model, store: Store, shapes: Sequence[str], name: str 
             )
             parts[part] = replace(recipe, profiles=profiles)
     names = {(shape.part, shape.name): shape.name for shape in found}
-    return Subject(model.name, replace(model, parts=parts), store, tuple(found), names, seeded=True)
+    seeded = any(recipe.seeded for recipe in parts.values())
+    return Subject(model.name, replace(model, parts=parts), store, tuple(found), names, seeded)
 
 
 def seeded_model(name: str, folder: Path) -> Model:
@@ -178,7 +218,7 @@ def _sizes(recipe: Recipe, numbers: tuple[int, ...]) -> dict[str, int] | None:
 
 def _profiles_own(model: Model) -> list[Shape]:
     return [
-        Shape(part, "x".join(str(size) for size in profile.usual.values()), profile.usual)
+        Shape(part, "x".join(str(size) for size in profile.usual.values()) or profile.name, profile.usual)
         for part, recipe in model.parts.items()
         for profile in recipe.profiles
     ]

@@ -16,6 +16,7 @@ from aula.cli.doctor import doctor
 from aula.cli.export import export
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
+from aula.cli.remove import remove
 
 EXIT_CODES = """\b
 Exit codes:
@@ -50,7 +51,7 @@ def cli() -> None:
     """
 
 
-for command in (ask, course, doctor, demo, build, inspect, verify_bundle, pull, export, bench):
+for command in (ask, course, doctor, demo, build, inspect, verify_bundle, pull, export, bench, remove):
     cli.add_command(command)
 
 

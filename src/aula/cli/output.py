@@ -116,7 +116,12 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     if quiet:
         yield lambda _what, _share: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=notices(), transient=True) as bars:
         task: TaskID = bars.add_task("", total=1.0, visible=False)
 

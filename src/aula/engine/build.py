@@ -1,22 +1,18 @@
 """Model in, proven bundle out: every precision on every backend here, the fastest that passes its gate stays."""
 
-import hashlib
-import importlib.metadata
-import json
-import os
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aula.backends.session import BACKENDS, available_backends
+from aula.backends.session import available_backends, runtime_version
 from aula.core.clock import Clock, SystemClock
-from aula.core.errors import AulaError, BackendError, CalibrationError, CheckpointError, EngineError, VerificationError
+from aula.core.errors import AulaError, BackendError, CalibrationError, EngineError, VerificationError
 from aula.engine import graph as graphs
 from aula.engine.bundle import Bundle
-from aula.engine.files import file_digest, write_file
+from aula.engine.files import write_file
+from aula.engine.identity import digest_sources, instructions, package_version, processor, readable_key, usable_cores
 from aula.engine.manifest import (
     FORMAT,
     Candidate,
@@ -28,10 +24,12 @@ from aula.engine.manifest import (
     StoredFile,
     TargetEngine,
     check_part,
+    sealed,
 )
 from aula.engine.onnx_files import external_files, load_model, rename_external, save_model
 from aula.engine.passes import simplify
 from aula.engine.precision import PRECISIONS, Progress, Variant, lower_variant
+from aula.engine.quantize import check_calibration
 from aula.engine.recipe import Calibration, Model, Recipe, Task
 from aula.engine.store import Store
 from aula.engine.trial import Prover, Trial, real_cases
@@ -39,10 +37,16 @@ from aula.engine.trial import Prover, Trial, real_cases
 if TYPE_CHECKING:
     import onnx
 
-BUILDER = "aula-builder 3"
+BUILDER = "aula-builder 4"
 TARGETS = ("cpu",)
 MOST_DROP = 0.01
 """How much of the task's metric a lower precision may lose: one point."""
+
+
+LEAST_OVER_CHANCE = 0.05
+"""How much better than guessing a model must be for its metric to judge anything."""
+CLEARLY = 0.97
+"""A lower precision ships if it takes at most this share of the time: less is within the noise of the race."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,11 @@ class BuildOptions:
     rebuild: bool = False
 
     def __post_init__(self) -> None:
+        if not (self.threads >= 0 and 0 <= self.most_drop <= 1):
+            raise EngineError(
+                f"{self.threads} threads and a drop of {self.most_drop} make no sense",
+                next_step="give threads from 0, and a drop from 0 to 1",
+            )
         if self.target not in TARGETS:
             raise EngineError(
                 f"no engine for {self.target!r} can be built here",
@@ -94,7 +103,8 @@ def build(
     options = options or BuildOptions()
     report = progress or (lambda _what, _share: None)
     jobs = [_Job(name, recipe, options) for name, recipe in model.parts.items()]
-    key = _key(model.name, [BUILDER, model.origin and model.origin.revision, [[job.name, job.key] for job in jobs]])
+    identity = [BUILDER, model.origin and model.origin.revision, [[job.name, job.key] for job in jobs]]
+    key = readable_key(model.name, identity)
     if not options.rebuild and (found := store.find(key)) is not None:
         report("found", 1.0)
         return found
@@ -115,7 +125,7 @@ def build(
         seeded=any(recipe.seeded for recipe in model.parts.values()),
         parts=parts,
     )
-    bundle = store.publish(manifest)
+    bundle = store.publish(sealed(manifest))
     report("built", 1.0)
     return bundle
 
@@ -128,7 +138,7 @@ class _Job:
         self._recipe = recipe
         self._options = options
         self._threads = options.threads or usable_cores()
-        self._sources = _digest_sources(recipe)
+        self._sources = digest_sources(recipe)
         self._task = _task(recipe, options)
         self._calibration = _calibration(recipe, options)
         self.key = self._key()
@@ -155,6 +165,8 @@ class _Job:
             bounds = {profile.name: part.bounds(profile.name) for profile in recipe.profiles}
             prover = Prover(recipe, self._threads, task, self._options.most_drop, bounds)
             prover.prepare(lambda share: report("computing the reference", 0.1 + 0.1 * share))
+            if self._calibration is not None:
+                check_calibration(self._calibration, graph, seeded=recipe.seeded)
             # 2. Every backend proves the plain graph; the best metric among them is what lower precisions are held to.
             trials = []
             for backend in available_backends():
@@ -162,6 +174,7 @@ class _Job:
                 trials.append(prover.prove(backend, plain))
             _require_one(recipe, trials)
             prover.reference = max((t.metric for t in trials if not t.rejected and t.metric is not None), default=1.0)
+            _require_sense(recipe, task, prover.reference)
             # 3. Lower precisions, with the layers that do not bear them put back.
             if self._calibration is not None:
                 prover.real_cases = real_cases(recipe, self._calibration)
@@ -180,7 +193,7 @@ class _Job:
                     progress=lambda what, share: report(what, 0.3 + 0.5 * share),
                 )
                 variants.append(variant)
-                trials += [prover.prove(backend, variant) for backend in available_backends()]
+                trials += prover.agreed([prover.prove(backend, variant) for backend in available_backends()])
             # 4. The survivors race at every profile, in turns; the fastest stays.
             report("measuring", 0.85)
             trials, times = prover.race(trials, clock)
@@ -205,14 +218,17 @@ class _Job:
 
     def _key(self) -> str:
         """What goes in decides what comes out: equal inputs on an equal machine have equal keys."""
-        versions = {name: importlib.metadata.version(BACKENDS[name].runtime) for name in available_backends()}
+        versions = {name: runtime_version(name) for name in available_backends()}
+        versions |= {name: package_version(name) for name in ("nncf", "onnx")}
         recipe, options = self._recipe, self._options
         evidence = [
             self._calibration.digest if self._calibration else "",
-            self._task.digest if self._task else "",
+            [self._task.metric, self._task.digest] if self._task else [],
             options.most_drop,
+            [recipe.tolerance, recipe.transformer, recipe.unproven, recipe.dynamic_quantisation],
+            [[pair.input, pair.output, pair.initial] for pair in recipe.states],
         ]
-        machine = [options.target, platform.machine(), _instructions(), self._threads]
+        machine = [options.target, platform.machine(), instructions(), self._threads]
         identity = [
             BUILDER,
             recipe.name,
@@ -223,18 +239,7 @@ class _Job:
             _profiles(recipe),
             versions,
         ]
-        return _key(recipe.name, [*identity, options.lower, evidence, machine])
-
-
-def usable_cores() -> int:
-    """Cores this process may run on; hyper-threads are not told apart, since the scheduler may give us either."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return readable_key(recipe.name, [*identity, options.lower, evidence, machine])
 
 
 def _task(recipe: Recipe, options: BuildOptions) -> Task | None:
@@ -325,18 +330,39 @@ def _require_one(recipe: Recipe, trials: Sequence[Trial]) -> None:
     )
 
 
+def _require_sense(recipe: Recipe, task: Task | None, reference: float) -> None:
+    """A model that is no better than guessing loses nothing by any rounding, so that the gate would say nothing."""
+    if task is not None and task.chance is not None and reference < task.chance + LEAST_OVER_CHANCE:
+        raise CalibrationError(
+            f"{recipe.name} in fp32 has {task.metric} {reference:.4f}, and guessing has {task.chance:.4f}: these "
+            "labelled examples cannot judge a lower precision",
+            next_step="give labelled examples of what the model was trained for: --labelled FILE",
+        )
+
+
 def _choose(recipe: Recipe, candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the smallest sum of latencies relative to the best at each profile."""
+    """The candidate with the smallest sum of latencies relative to the best at each profile; a lower precision must be
+    clearly faster than the higher ones."""
     good = [candidate for candidate in candidates if candidate.rejected is None]
     best = {
         profile.name: min(candidate.milliseconds[profile.name] for candidate in good) for profile in recipe.profiles
     }
-    return min(good, key=lambda candidate: sum(candidate.milliseconds[name] / max(best[name], 1e-9) for name in best))
+
+    def score(candidate: Candidate) -> float:
+        return sum(candidate.milliseconds[name] / max(best[name], 1e-9) for name in best)
+
+    chosen = good[0]
+    for precision in PRECISIONS:
+        fastest = min((one for one in good if one.precision == precision), key=score, default=chosen)
+        margin = 1.0 if fastest.precision == chosen.precision else CLEARLY
+        if score(fastest) <= margin * score(chosen):
+            chosen = fastest
+    return chosen
 
 
 def _left_out_if_slower(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:
     """A lower precision that passed its gate but lost the race to a higher one says so."""
-    reason = f"not faster than {best.precision} on {best.backend}"
+    reason = f"not clearly faster than {best.precision} on {best.backend}"
     rank = PRECISIONS.index
     return [
         replace(candidate, rejected=reason)
@@ -362,37 +388,3 @@ def _quantisation(variants: Sequence[Variant], calibration: Calibration | None) 
         restored=found.restored,
         tried=dict(found.tried),
     )
-
-
-def _digest_sources(recipe: Recipe) -> dict[str, str]:
-    """By path from the folder that holds them all, since two files of a checkpoint may share a name."""
-    digests: dict[str, str] = {}
-    top = Path(os.path.commonpath([source.parent for source in recipe.sources])) if recipe.sources else Path()
-    for source in recipe.sources:
-        try:
-            digests[source.relative_to(top).as_posix()] = file_digest(source)
-        except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint file {source} cannot be read ({error.strerror or error})",
-                next_step="install or copy the checkpoint again; aula doctor says how",
-            ) from error
-    return digests
-
-
-def _key(name: str, identity: object) -> str:
-    """A name for people and a digest for machines; a name may hold anything, a key only what every disk takes."""
-    readable = re.sub(r"[^A-Za-z0-9._@+-]+", "-", name).strip("-._@+")[:100] or "model"
-    digest = hashlib.sha256(json.dumps([name, identity], sort_keys=True).encode()).hexdigest()
-    return f"{readable}-{digest[:16]}"
-
-
-def _instructions() -> str:
-    """What decides which backend is fastest: the processor's name and instruction sets, where the system tells."""
-    return "\n".join(sorted({line for line in _cpu_lines() if line.startswith(("model name", "flags"))}))
-
-
-def _cpu_lines() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -1,10 +1,18 @@
 """A bundle on this machine: checked first, opened then."""
 
-import importlib.metadata
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from aula.backends.session import BACKENDS, Session, SessionOptions, StatePair, open_session
+from aula.backends.session import (
+    BACKENDS,
+    Session,
+    SessionOptions,
+    StatePair,
+    available_backends,
+    open_session,
+    runtime_version,
+)
 from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError
 from aula.engine.files import check_file
@@ -60,7 +68,7 @@ class Bundle:
         backend version than was proven, VerificationError for changed bytes, BackendError for what the runtime says.
         """
         engine = self.engine(part, target)
-        self._preflight(engine)
+        self.preflight(engine)
         return open_session(engine.backend, self.model_file(part, target), self.options(part, profile, target))
 
     def options(self, part: str = WHOLE, profile: str | None = None, target: str = "cpu") -> SessionOptions:
@@ -69,18 +77,18 @@ class Bundle:
         bounds = {} if profile is None else known.bounds(profile)
         return session_options(
             engine.precision,
-            engine.threads,
+            min(engine.threads, os.cpu_count() or 1),
             states=known.states,
             bounds=bounds,
             dynamic_quantisation=known.dynamic_quantisation,
         )
 
-    def _preflight(self, engine: TargetEngine) -> None:
+    def preflight(self, engine: TargetEngine) -> None:
+        """Raises BundleError where this machine has another release of the backend than the engine was proven with."""
         package = BACKENDS[engine.backend].runtime
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        if engine.backend not in available_backends():
             return  # opening says what to install
+        installed = runtime_version(engine.backend)
         if _series(installed) != _series(engine.backend_version):
             raise BundleError(
                 f"the bundle {self.manifest.key} was proven with {package} {engine.backend_version}; "

@@ -46,11 +46,13 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, done: str = "written") -> Iterator[None]:
+    """An OSError within is a StorageError that says what cannot be done with the store: it cannot be `done`."""
     try:
         yield
     except OSError as error:
+        space = "free space or " if done == "written" else ""
         raise StorageError(
-            f"the engine store {folder} cannot be written ({error.strerror or error})",
-            next_step="free space or mend permissions, or choose another folder with AULA_HOME",
+            f"the engine store {folder} cannot be {done} ({error.strerror or error})",
+            next_step=f"{space}mend permissions, or choose another folder with AULA_HOME",
         ) from error

@@ -4,8 +4,9 @@ A manifest is data from elsewhere: it may be damaged, old or hostile. It is deco
 type and name checked, and a file is only ever named by the SHA-256 of its bytes, so no name can lead out of the store.
 """
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -22,8 +23,11 @@ _REBUILD = "build it again: aula build MODEL --rebuild"
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}-[0-9a-f]{16}$")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Extent = Annotated[int, msgspec.Meta(ge=1)]
+Extent = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+Version = Annotated[str, msgspec.Meta(pattern=r"^[\w.+-]{1,64}$")]
 Record = TypeVar("Record")
+NO_SEAL = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,9 @@ class TargetEngine:
     """
 
     backend: str
-    backend_version: str
+    backend_version: Version
     precision: str
-    threads: Count
+    threads: Threads
     machine: str
     files: Annotated[tuple[StoredFile, ...], msgspec.Meta(min_length=1)]
     graph: GraphSize
@@ -146,7 +150,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A bundle: one model's parts, each with its engines by target. `key` says what went in."""
+    """A bundle: one model's parts, each with its engines by target. `key` says what went in, `seal` is the SHA-256 of
+    all the rest (see `sealed`): it shows damage, not who wrote it."""
 
     format: int
     name: str
@@ -156,12 +161,19 @@ class Manifest:
     licences: tuple[Licence, ...]
     seeded: bool
     parts: Mapping[str, Part]
+    seal: Digest = NO_SEAL
 
     @property
     def targets(self) -> list[str]:
         """Those that every part has an engine for."""
         shared = set.intersection(*(set(part.engines) for part in self.parts.values()))
         return sorted(shared)
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """With the digest of its own content, in JSON without spaces and with the seal all zeros."""
+    content = msgspec.json.encode(replace(manifest, seal=NO_SEAL))
+    return replace(manifest, seal=hashlib.sha256(content).hexdigest())
 
 
 def write_manifest(manifest: Manifest) -> bytes:
@@ -181,6 +193,8 @@ def read_manifest(content: bytes, name: str) -> Manifest:
         raise BundleError(f"the manifest {name} has no engine for all of its parts", next_step=_REBUILD)
     for part_name, part in manifest.parts.items():
         check_part(part, f"{name}, part {part_name}")
+    if sealed(manifest).seal != manifest.seal:
+        raise BundleError(f"the manifest {name} has changed since it was written", next_step=_REBUILD)
     return manifest
 
 

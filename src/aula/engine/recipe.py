@@ -71,15 +71,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the model is for, measured: `evaluate` gives 0..1, higher is better, on `examples` labelled examples
+    """What the model is for, measured: `evaluate` gives at most 1, higher is better, on `examples` labelled examples
     whose SHA-256 is `digest`. `inputs` are some of them without their labels, on which layers are ranked by what their
-    rounding costs; where there are none, calibration data serves, which shows less of what is rare in it."""
+    rounding costs; where there are none, calibration data serves, which shows less of what is rare in it. `chance` is
+    what always giving the most frequent answer would score: a model that is no better cannot be judged by this."""
 
     metric: str
     examples: int
     digest: str
     evaluate: Callable[[Session], float]
     inputs: Sequence[Arrays] = ()
+    chance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Recipe:
     whose digests identify what went in; raising `revision` says that the recipe itself changed. `written` gives graphs
     of a lower precision that the recipe writes itself, by precision, in place of the builder's own;
     `dynamic_quantisation` is how many activations share a scale where only weights are int8 (see SessionOptions).
+    `unproven` names the outputs that the reference leaves out; `limits` is the greatest size that a dimension can have.
     `seeded` owns up to made-up weights: such an engine is measured, never packaged for use, so no task judges it.
     """
 
@@ -110,8 +113,22 @@ class Recipe:
     task: Callable[[], Task] | None = None
     written: Mapping[str, Callable[[], "onnx.ModelProto"]] = field(default_factory=dict)
     dynamic_quantisation: int | None = None
+    unproven: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
     seeded: bool = False
     licences: tuple[Licence, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise EngineError(f"the recipe {self.name} has no profile", next_step="give it at least one")
+        for profile in self.profiles:
+            for dimension, size in profile.sizes.items():
+                most = self.limits.get(dimension, size.greatest)
+                if size.greatest > most:
+                    raise EngineError(
+                        f"profile {profile.name} wants {dimension} up to {size.greatest}, {self.name} goes to {most}",
+                        next_step=f"give sizes up to {most}",
+                    )
 
 
 @dataclass(frozen=True, slots=True)

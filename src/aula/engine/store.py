@@ -1,4 +1,4 @@
-"""Where bundles live: a folder, or any fsspec URL with a folder in front of it.
+"""Where bundles live: a folder, or any fsspec URL with a folder in front of it (see remote.py).
 
     bundles/<key>.json    the manifests; writing one is what publishes a bundle
     parts/<key>.json      parts that are finished, so that an interrupted build goes on where it was
@@ -10,23 +10,29 @@ processes cannot disturb each other: at worst they write the same bytes twice.
 
 import contextlib
 import hashlib
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from aula.core.errors import BundleError, EngineError, ModelNotFoundError, StorageError
+from aula.core.errors import AulaError, BundleError, EngineError, ModelNotFoundError, StorageError, VerificationError
 from aula.core.files import write_atomically
 from aula.engine.bundle import Bundle
 from aula.engine.files import check_file, file_digest, storage_errors
+from aula.engine.leftovers import held_draft, named_digests, remove_unnamed, sweep, sweep_drafts
 from aula.engine.manifest import Manifest, Part, StoredFile, read_manifest, read_part, write_manifest, write_part
 
-STALE_SECONDS = 3600.0
-"""Nobody fills a draft for that long."""
-ORPHAN_SECONDS = 24 * 3600.0
-"""Nobody takes that long between an engine's file and the manifest that names it."""
 _REBUILD = "build it again: aula build MODEL --rebuild"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What went: a bundle's key, and how many bytes of engines nothing else needed."""
+
+    key: str
+    freed_bytes: int
 
 
 class Store:
@@ -40,224 +46,220 @@ class Store:
         return str(self.folder)
 
     def find(self, key: str) -> Bundle | None:
-        """The bundle of that key, or None. One that cannot be trusted, or is not whole, counts as absent."""
-        try:
-            manifest = read_manifest(_path(self.bundles, key).read_bytes(), key)
-        except (OSError, BundleError):
+        """What a builder asks: the bundle of that key, every byte of it as it was proven, or None."""
+        bundle = self._whole(key)
+        if bundle is None or not all(self.is_intact(file) for file in files_of(bundle.manifest)):
             return None
-        whole = manifest.key == key and all(self._has(file) for file in _files(manifest.parts.values()))
-        return Bundle(manifest, self.files) if whole else None
+        return bundle
 
     def find_part(self, key: str) -> Part | None:
-        """A finished part, or None."""
-        try:
-            part = read_part(_path(self.parts, key).read_bytes(), key)
-        except (OSError, BundleError):
-            return None
-        return part if all(self._has(file) for file in _files([part])) else None
+        """A finished part, every byte of it as it was proven, or None."""
+        with contextlib.suppress(OSError, BundleError):
+            path = record_path(self.parts, key)
+            part = read_part(path.read_bytes(), key)
+            if all(self.is_intact(file) for engine in part.engines.values() for file in engine.files):
+                os.utime(path)  # wanted, so not forgotten while its bundle is built
+                return part
+        return None
 
     def keys(self) -> list[str]:
-        with storage_errors(self.folder):
-            return sorted(path.stem for path in self.bundles.glob("*.json")) if self.bundles.is_dir() else []
+        """Of every bundle here, be it spoilt or not. Raises StorageError."""
+        return sorted(self._written())
 
     def all(self) -> list[Bundle]:
-        """Every bundle here that can be trusted, by key."""
-        return [bundle for key in self.keys() if (bundle := self.find(key)) is not None]
+        """Every bundle on this machine that can be trusted, by key. Sizes are compared; opening compares digests."""
+        return [bundle for key in sorted(Store._written(self)) if (bundle := self._whole(key)) is not None]
+
+    def keys_of(self, name: str) -> list[str]:
+        """The bundle with that key; or those of a model with that name, the newest first. Raises
+        ModelNotFoundError where there is none."""
+        written = self._written()
+        if name in written:
+            return [name]
+        found = [key for key in written if self._name(key) == name]
+        if not found:
+            raise ModelNotFoundError(
+                f"there is no bundle {name!r} in {self}",
+                available=sorted(written),
+                next_step=f"name one of these, or build it: aula build {name}",
+            )
+        return sorted(found, key=lambda key: (written[key], key), reverse=True)
 
     def open(self, name: str) -> Bundle:
-        """The bundle with that key, or the only one of a model with that name.
+        """The bundle with that key, or the newest of a model with that name that can be trusted.
 
-        Raises BundleError, saying what is wrong with it, where there is one that cannot be trusted; ModelNotFoundError
-        where there is none; EngineError where the name fits several.
+        Raises BundleError, VerificationError or StorageError, saying what is wrong, where there are only some that
+        cannot be; ModelNotFoundError where there is none.
         """
-        keys = self.keys()
-        if name in keys:
-            return self._open(name)
-        found = [bundle for key in keys if (bundle := self.find(key)) is not None and bundle.manifest.name == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise EngineError(
-                f"there are {len(found)} bundles of {name!r}",
-                available=[bundle.manifest.key for bundle in found],
-                next_step="name one of these",
-            )
-        spoilt = [key for key in keys if key.rpartition("-")[0] == name]
-        if spoilt:
-            return self._open(spoilt[0])
-        raise ModelNotFoundError(
-            f"there is no bundle {name!r} in {self}",
-            available=keys,
-            next_step=f"name one of these, or build it: aula build {name}",
-        )
+        fault: AulaError | None = None
+        for key in self.keys_of(name):
+            try:
+                return self._open(key)
+            except (BundleError, VerificationError, StorageError) as error:
+                fault = fault or error
+        raise fault or ModelNotFoundError(f"there is no bundle {name!r} in {self}", next_step=_REBUILD)
 
     def add_file(self, path: Path) -> StoredFile:
         """Move a file of a draft into the store under its digest."""
         with storage_errors(self.folder):
             stored = StoredFile(file_digest(path), path.suffix, path.stat().st_size)
             self.files.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o644)
             path.replace(self.files / stored.name)
         return stored
 
     def add_part(self, key: str, part: Part) -> None:
         """Remember a finished part. Its files were added before."""
-        write_atomically(_path(self.parts, key), lambda file: file.write(write_part(part)))
+        write_atomically(record_path(self.parts, key), lambda file: file.write(write_part(part)))
 
     def publish(self, manifest: Manifest) -> Bundle:
         """Write the manifest: from then on the bundle is there. Its files were added before."""
-        write_atomically(_path(self.bundles, manifest.key), lambda file: file.write(write_manifest(manifest)))
-        self._remove_orphans()
-        return Bundle(manifest, self.files)
+        bundle = self._publish(manifest)
+        sweep(self.bundles, self.parts, self.files)
+        return bundle
+
+    def remove(self, key: str) -> Removed:
+        """Remove a bundle, spoilt or not: its manifest, what is remembered of its parts, and the files that no other
+        names. Raises ModelNotFoundError where there is none, StorageError."""
+        if key not in self.keys():
+            raise ModelNotFoundError(
+                f"there is no bundle {key!r} in {self}", available=self.keys(), next_step="name one of these"
+            )
+        return self._remove(key)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
         """A private folder on the same disk, gone at the end."""
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".draft-*"):
-                if _age(left) > STALE_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
-            drafted = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
-        try:
+        with contextlib.ExitStack() as held:
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sweep_drafts(self.folder)
+                drafted = held.enter_context(held_draft(self.folder))
             yield drafted
-        finally:
-            shutil.rmtree(drafted, ignore_errors=True)
+
+    def is_intact(self, file: StoredFile) -> bool:
+        """Whether its bytes are here and those that were proven: about 0.1 s for every 100 MB."""
+        try:
+            check_file(self.files, file)
+        except VerificationError:
+            return False
+        return True
+
+    def _written(self) -> dict[str, float]:
+        """When each bundle's manifest was written, by key."""
+        with storage_errors(self.folder, "read"):
+            if not self.bundles.is_dir():
+                return {}
+            paths = [path for path in self.bundles.iterdir() if path.suffix == ".json" and path.name[0] != "."]
+            return {path.stem: path.stat().st_mtime for path in paths}
+
+    def _name(self, key: str) -> str:
+        """The model's name; what the key begins with where the manifest cannot be trusted."""
+        try:
+            return self._manifest(key).name
+        except (EngineError, StorageError):
+            return key.rpartition("-")[0]
+
+    def _manifest(self, key: str) -> Manifest:
+        """Raises BundleError where it cannot be trusted."""
+        path = record_path(self.bundles, key)
+        with storage_errors(self.folder, "read"):
+            content = path.read_bytes()
+        return checked_manifest(content, key)
 
     def _open(self, key: str) -> Bundle:
-        with storage_errors(self.folder):
-            content = _path(self.bundles, key).read_bytes()
-        manifest = read_manifest(content, key)
-        if manifest.key != key:
-            raise BundleError(f"the manifest {key} says that it is {manifest.key}", next_step=_REBUILD)
-        return Bundle(manifest, self.files)
+        bundle = Bundle(self._manifest(key), self.files)
+        for file in files_of(bundle.manifest):
+            if not self._is_here(file):
+                check_file(self.files, file)
+        return bundle
 
-    def _has(self, file: StoredFile) -> bool:
+    def _whole(self, key: str) -> Bundle | None:
+        """The bundle of that key if it can be trusted and its files have their sizes."""
+        try:
+            manifest = Store._manifest(self, key)
+        except (EngineError, StorageError):
+            return None
+        return Bundle(manifest, self.files) if all(self._is_here(file) for file in files_of(manifest)) else None
+
+    def _is_here(self, file: StoredFile) -> bool:
         with contextlib.suppress(OSError):
             return (self.files / file.name).stat().st_size == file.bytes
         return False
 
-    def _remove_orphans(self) -> None:
-        """Files that no manifest and no part names any more, once they are old."""
-        with contextlib.suppress(OSError):
-            old = [path for path in self.files.iterdir() if _age(path) > ORPHAN_SECONDS]
-            named = {file.name for bundle in self.all() for file in _files(bundle.manifest.parts.values())}
-            finished = [self.find_part(path.stem) for path in self.parts.glob("*.json")] if old else []
-            named |= {file.name for part in finished if part is not None for file in _files([part])}
-            for path in old:
-                if path.name not in named:
+    def _publish(self, manifest: Manifest) -> Bundle:
+        if not all(self._is_here(file) for file in files_of(manifest)):
+            raise StorageError(
+                f"files of {manifest.key} were removed from {self.folder} while it was built", next_step="run it again"
+            )
+        path = record_path(self.bundles, manifest.key)
+        write_atomically(path, lambda file: file.write(write_manifest(manifest)))
+        return Bundle(manifest, self.files)
+
+    def _remove(self, key: str) -> Removed:
+        with storage_errors(self.folder):
+            path = record_path(self.bundles, key)
+            content = path.read_bytes()
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(BundleError):
+                self._forget(list(read_manifest(content, key).parts.values()))
+            named = named_digests([content]) or set()
+            candidates = [file for file in self.files.iterdir() if file.stem in named] if self.files.is_dir() else []
+            return Removed(key, remove_unnamed(candidates, (self.bundles, self.parts)))
+
+    def _forget(self, parts: list[Part]) -> None:
+        for path in self.parts.glob("*.json"):
+            with contextlib.suppress(BundleError):
+                if read_part(path.read_bytes(), path.stem) in parts:
                     path.unlink(missing_ok=True)
 
 
-class RemoteStore(Store):
-    """A store behind an fsspec URL. What is read or built lies in a folder of this machine too; a bundle's files are
-    checked against their digests when they arrive."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        super().__init__(folder)
-        self._url = url.rstrip("/")
-        with _remote_errors(self._url):
-            import fsspec
-
-            self._system, self._root = fsspec.core.url_to_fs(self._url)
-
-    def __str__(self) -> str:
-        return self._url
-
-    def find(self, key: str) -> Bundle | None:
-        if (here := super().find(key)) is not None:
-            return here
-        try:
-            manifest = self._fetch(key)
-        except BundleError:
-            return None
-        return None if manifest is None else super().find(key)
-
-    def keys(self) -> list[str]:
-        with _remote_errors(self._url):
-            folder = f"{self._root}/bundles"
-            listed = self._system.ls(folder, detail=False) if self._system.exists(folder) else []
-        return sorted(name.rpartition("/")[2].removesuffix(".json") for name in listed if name.endswith(".json"))
-
-    def publish(self, manifest: Manifest) -> Bundle:
-        bundle = super().publish(manifest)
-        with _remote_errors(self._url):
-            for folder in ("bundles", "files"):
-                self._system.makedirs(f"{self._root}/{folder}", exist_ok=True)
-            for file in _files(manifest.parts.values()):
-                there = f"{self._root}/files/{file.name}"
-                if not self._system.exists(there) or self._system.size(there) != file.bytes:
-                    self._system.put_file(str(self.files / file.name), there)
-            # The manifest comes last: it is what makes the bundle visible.
-            self._system.pipe_file(f"{self._root}/bundles/{manifest.key}.json", write_manifest(manifest))
-        return bundle
-
-    def _open(self, key: str) -> Bundle:
-        self._fetch(key)
-        return super()._open(key)
-
-    def _fetch(self, key: str) -> Manifest | None:
-        """Bring a bundle here. None where there is none. Raises BundleError where what is there cannot be trusted."""
-        with _remote_errors(self._url):
-            there = f"{self._root}/{_path(self.bundles, key).relative_to(self.folder)}"
-            if not self._system.exists(there):
-                return None
-            manifest = read_manifest(self._system.cat_file(there), key)
-        with self.draft() as draft:
-            for file in _files(manifest.parts.values()):
-                if self._has(file):
-                    continue
-                with _remote_errors(self._url):
-                    self._system.get_file(f"{self._root}/files/{file.name}", str(draft / file.name))
-                check_file(draft, file)
-                self.add_file(draft / file.name)
-            super().publish(manifest)
-        return manifest
-
-
 def open_store(place: str | Path, cache: Path) -> Store:
-    """The store in a folder or at an fsspec URL (s3://, gs://, memory://); `cache` is the folder in front of the
-    latter. Raises StorageError for a URL that nothing here can read."""
+    """The store in a folder or at an fsspec URL (s3://, gs://, file://); `cache` is the folder in front of those on
+    other machines. Raises StorageError for a place that nothing here can read."""
     text = str(place)
-    if text.startswith("file://"):
-        return Store(Path(text.removeprefix("file://")))
-    if "://" not in text:
-        return Store(Path(text).expanduser())
-    return RemoteStore(text, cache / hashlib.sha256(text.rstrip("/").encode()).hexdigest()[:16])
+    if text.lower().startswith("file:"):
+        return Store(_file_url(text))
+    if "://" in text:
+        from aula.engine.remote import RemoteStore
 
-
-@contextlib.contextmanager
-def _remote_errors(url: str) -> Iterator[None]:
-    """Whatever a file system behind fsspec raises is a StorageError that names the store."""
+        return RemoteStore(text, cache / hashlib.sha256(text.rstrip("/").encode()).hexdigest()[:16])
     try:
-        yield
-    except (EngineError, StorageError):
-        raise
-    except ImportError as error:
-        raise StorageError(
-            f"the store {url} needs a package that is not installed ({error})",
-            next_step="pip install the fsspec package for it: s3fs for s3://, gcsfs for gs://, adlfs for az://",
-        ) from error
-    except Exception as error:  # botocore, gcsfs and others have trees of their own
-        raise StorageError(
-            f"the store {url} cannot be used ({type(error).__name__}: {error})",
-            next_step="check the address, the network and your credentials for it",
-        ) from error
+        return Store(Path(text).expanduser())
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise StorageError(f"there is no folder {text} ({error})", next_step="write the folder's whole path") from error
 
 
-def _path(folder: Path, key: str) -> Path:
-    """Keys come from users too: none may lead elsewhere."""
+def record_path(folder: Path, key: str) -> Path:
+    """Keys come from users too: none may lead elsewhere. Raises BundleError."""
     if not key or key.startswith(".") or any(mark in key for mark in "/\\\0"):
         raise BundleError(f"{key!r} is no bundle's key", next_step="list the bundles: aula inspect")
     return folder / f"{key}.json"
 
 
-def _files(parts: Iterable[Part]) -> list[StoredFile]:
-    return [file for part in parts for engine in part.engines.values() for file in engine.files]
+def checked_manifest(content: bytes, key: str) -> Manifest:
+    """Raises BundleError for one that cannot be trusted, or is another's."""
+    manifest = read_manifest(content, key)
+    if manifest.key != key:
+        raise BundleError(f"the manifest {key} says that it is {manifest.key}", next_step=_REBUILD)
+    return manifest
 
 
-def _age(path: Path) -> float:
+def files_of(manifest: Manifest) -> list[StoredFile]:
+    """Every file that it names, once."""
+    engines = (engine for part in manifest.parts.values() for engine in part.engines.values())
+    return list(dict.fromkeys(file for engine in engines for file in engine.files))
+
+
+def _file_url(url: str) -> Path:
     try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0
+        parsed = urlsplit(url)
+    except ValueError:
+        parsed = urlsplit("file://?")
+    path = url2pathname(parsed.path)
+    plain = not (parsed.query or parsed.fragment) and "\0" not in path
+    if parsed.netloc not in ("", "localhost") or not plain or not Path(path).is_absolute():
+        raise StorageError(
+            f"{url} names no folder of this machine",
+            next_step="write file:///whole/path, with %23 for # and %3F for ?; or the path alone",
+        )
+    return Path(path)

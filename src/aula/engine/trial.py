@@ -1,6 +1,5 @@
 """Trials: a graph on a backend, compared with the reference, judged by its task, and raced against the others."""
 
-import importlib.metadata
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aula.backends.session import BACKENDS, Session, SessionOptions, available_backends, open_session
+from aula.backends.session import Session, SessionOptions, available_backends, open_session, runtime_version
 from aula.backends.sizes import Bounds
 from aula.core.clock import Clock
-from aula.core.errors import BackendError
+from aula.core.errors import AulaError, BackendError, CalibrationError, VerificationError
 from aula.engine.bundle import session_options
 from aula.engine.manifest import Candidate
 from aula.engine.precision import Variant
@@ -23,6 +22,9 @@ REAL_CASES = 16
 """How many calibration examples a lower precision's numeric distance is measured on."""
 LEAST_SHARE = 0.5
 """Where a backend tells, at least this share of the layers must truly run in the precision that was asked for."""
+FAR, FURTHER = 0.05, 3.0
+"""Two backends that compute the same lower-precision graph: one whose error is over FAR, and FURTHER times that of the
+other, computes something else."""
 WARM_RUNS, FEWEST_RUNS, MOST_RUNS = 3, 5, 30
 
 Case = tuple[Arrays, Arrays]
@@ -79,16 +81,30 @@ class Prover:
 
     def prove(self, backend: str, variant: Variant) -> Trial:
         """All sizes in one session: the numbers, and the task's metric."""
-        trial = Trial(backend, importlib.metadata.version(BACKENDS[backend].runtime), variant)
+        trial = Trial(backend, runtime_version(backend), variant)
         try:
             with self.open(trial) as session:
-                error = relative_error(session, self._cases_for(variant))
-                metric = self.task.evaluate(session) if self.task is not None else None
+                error = relative_error(session, self._cases_for(variant), self.recipe.unproven)
+                metric = measure(self.task, session) if self.task is not None else None
                 layers = session.precisions()
         except BackendError as refusal:
             return replace(trial, rejected=refusal.what)
         trial = replace(trial, error=error, metric=metric, layers=layers)
         return replace(trial, rejected=variant.failed or self._fault(trial) or None)
+
+    def agreed(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Trials of one graph on several backends, with those rejected that are far from it where another is near.
+        Made-up weights magnify every rounding, so that nothing follows from theirs."""
+        errors = [trial.error for trial in trials if trial.error is not None and np.isfinite(trial.error)]
+        if self.recipe.seeded or not errors:
+            return list(trials)
+        most = max(FAR, FURTHER * min(errors))
+        return [
+            replace(trial, rejected=f"relative error {trial.error:.1e}, where another backend has {min(errors):.1e}")
+            if trial.rejected is None and trial.error is not None and trial.error > most
+            else trial
+            for trial in trials
+        ]
 
     def metric_of(self, path: Path) -> float:
         """The task's metric of a graph on the first backend that takes it."""
@@ -97,7 +113,7 @@ class Prover:
         for backend in available_backends():
             try:
                 with open_session(backend, path, self._told("int8")) as session:
-                    return self.task.evaluate(session)
+                    return measure(self.task, session)
             except BackendError as refusal:
                 refusals.append(refusal.what)
         raise BackendError("; ".join(refusals), next_step="build without int8")
@@ -116,7 +132,7 @@ class Prover:
                     if trial.rejected is None:
                         try:
                             session = stack.enter_context(self.open(trial, profile.name))
-                            error = relative_error(session, self._cases[profile.name])
+                            error = relative_error(session, self._cases[profile.name], self.recipe.unproven)
                         except BackendError as refusal:
                             standing[name] = replace(trial, rejected=f"profile {profile.name}: {refusal.what}")
                             continue
@@ -199,13 +215,46 @@ def real_cases(recipe: Recipe, calibration: Calibration) -> list[Case]:
     return [(inputs, recipe.reference(inputs)) for inputs in calibration.inputs[::step][:REAL_CASES]]
 
 
-def relative_error(session: Session, cases: Sequence[Case]) -> float:
-    """Largest difference from the reference, relative to the reference's largest value."""
+def measure(task: Task, session: Session) -> float:
+    """The task's metric. Raises CalibrationError where it is no number, or the task itself fails."""
+    try:
+        metric = float(task.evaluate(session))
+    except AulaError:
+        raise
+    except Exception as error:  # a recipe's own code, on a user's own data
+        raise CalibrationError(
+            f"{task.metric} cannot be measured ({type(error).__name__}: {error})",
+            next_step="look at the labelled examples, and at the recipe's task",
+        ) from error
+    if not np.isfinite(metric):
+        raise CalibrationError(
+            f"{task.metric} came out as {metric}, which judges nothing", next_step="look at the labelled examples"
+        )
+    return metric
+
+
+def relative_error(session: Session, cases: Sequence[Case], unproven: Sequence[str] = ()) -> float:
+    """Largest difference from the reference, relative to the reference's largest value.
+
+    Raises VerificationError where the reference leaves out an output that is not among `unproven`, names one that
+    there is not, or gives one another shape: nothing would follow from the rest.
+    """
     worst = 0.0
     for inputs, reference in cases:
         session.reset()
         produced = session.run(inputs)
+        if reference.keys() != produced.keys() - set(unproven):
+            raise VerificationError(
+                f"the reference gives {', '.join(sorted(reference)) or 'nothing'}, the engine "
+                f"{', '.join(sorted(produced))}",
+                next_step="let the recipe's reference compute every output, or name those that it leaves out",
+            )
         for name, wanted in reference.items():
+            if np.shape(wanted) != produced[name].shape:
+                raise VerificationError(
+                    f"output {name} is {list(produced[name].shape)}, the reference's is {list(np.shape(wanted))}",
+                    next_step="mend the recipe's reference or its graph",
+                )
             difference = np.abs(produced[name].astype(np.float64) - wanted).max()
             relative = float(difference / max(float(np.abs(wanted).max()), 1e-30))
             # A comparison with NaN is never true: such an engine must not pass as perfect.

@@ -89,7 +89,7 @@ class SentenceModules:
                 dense = _dense(Checkpoint(checkpoint.folder / path), width)
                 width = dense.outputs
                 steps.append(dense)
-                files += [dense.checkpoint.folder / "config.json", dense.checkpoint.weights_file]
+                files += [dense.checkpoint.folder / "config.json", *dense.checkpoint.weights_files]
             else:
                 raise CheckpointError(
                     f"{LISTING} lists the module {kind}, which the BERT recipe does not write",

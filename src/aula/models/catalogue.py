@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aula.core.errors import CheckpointError, EngineError, ModelNotFoundError
+from aula.core.errors import CheckpointError, DownloadError, EngineError, ModelNotFoundError
 from aula.engine.precision import Progress
 from aula.engine.profiles import read_profiles
 from aula.engine.recipe import Model, Recipe
@@ -68,7 +68,15 @@ def _from_hub(name: str, evidence: Evidence, home: Path, progress: Progress | No
     folder = home / "checkpoints"
     found = hub.find_pulled(repository, folder, revision or None)
     if found is None:
-        found = hub.pull(repository, folder, revision or None, progress)
+        try:
+            found = hub.pull(repository, folder, revision or None, progress)
+        except (DownloadError, ModelNotFoundError) as error:
+            # A folder's name with a slash looks like a hub's, so a slip in it ends here.
+            raise type(error)(
+                f"{error.what.rstrip('.')}; nor is there a folder {name} here",
+                available=error.available,
+                next_step=error.next_step,
+            ) from error
     return _folder(found.folder, evidence)
 
 
@@ -132,7 +140,13 @@ def _with_profiles(model: Model, options: Sequence[str]) -> Model:
     given: dict[str, list[str]] = {part: [] for part in model.parts}
     for option in options:
         part, slash, rest = option.partition("/") if not option.startswith("@") else ("", "", option)
-        part = part if slash and part in model.parts else next(iter(model.parts)) if len(model.parts) == 1 else ""
+        if slash and part not in model.parts:
+            raise EngineError(
+                f"the profile {option!r} is for {part!r}, which is no part of {model.name}",
+                available=list(model.parts),
+                next_step=f"write one of these before the slash: --profile {next(iter(model.parts))}/{rest}",
+            )
+        part = part if slash else next(iter(model.parts)) if len(model.parts) == 1 else ""
         if not part:
             raise EngineError(
                 f"the profile {option!r} does not say for which part of {model.name} it is",

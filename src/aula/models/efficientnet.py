@@ -46,7 +46,7 @@ def efficientnet_recipe(
     return Recipe(
         name=name,
         revision=1,
-        sources=(checkpoint.weights_file, checkpoint.folder / "config.json"),
+        sources=(*checkpoint.weights_files, checkpoint.folder / "config.json"),
         write_graph=lambda: write_graph(network, weights()),
         example=lambda sizes, generator: _example(network, sizes, generator),
         reference=Reference(network, weights),

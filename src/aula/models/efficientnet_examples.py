@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from aula.backends.session import Session
 from aula.core.errors import CalibrationError
 from aula.core.types import Float32
-from aula.engine.recipe import Calibration, Task
+from aula.engine.recipe import Arrays, Calibration, Task
 from aula.models.checkpoints import Checkpoint
 from aula.models.efficientnet import INPUT, OUTPUT
 from aula.models.efficientnet_images import ImagePreparation
 from aula.models.efficientnet_layout import EfficientNetConfig
+from aula.models.labels import check_count, check_range, check_variety, majority_share, task_digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Picture files that are looked for in a folder."""
 
+METRIC = "top-1"
 MOST_EXAMPLES = 300
 """Calibration examples that are used."""
 
@@ -51,9 +53,20 @@ class Pictures:
 
 
 def read_pictures(path: Path, checkpoint: Checkpoint) -> Pictures:
-    """Raises CalibrationError for a file that cannot be read or holds other arrays, or folders that are no classes
-    of the checkpoint."""
-    return _read_folder(path, checkpoint) if path.is_dir() else _read_npz(path)
+    """Raises CalibrationError for a file that cannot be read or holds other arrays, for folders or labels that are no
+    classes of the checkpoint, and for pictures of another size than it takes."""
+    pictures = _read_folder(path, checkpoint) if path.is_dir() else _read_npz(path)
+    network = EfficientNetConfig.from_checkpoint(checkpoint).network()
+    wanted, given = (3, network.height, network.width), pictures.pixels.shape[1:]
+    if given != wanted:
+        raise CalibrationError(
+            f"the pictures of {pictures.source} are {list(given)}, but {checkpoint.folder.name} takes {list(wanted)} "
+            "(channels, height, width)",
+            next_step="prepare each picture with this checkpoint's ImagePreparation",
+        )
+    if pictures.labels is not None:
+        check_range(pictures.labels, network.classes, pictures.source)
+    return pictures
 
 
 def _read_folder(folder: Path, checkpoint: Checkpoint) -> Pictures:
@@ -125,19 +138,22 @@ def _read_npz(path: Path) -> Pictures:
 
 
 def calibration(pictures: Pictures) -> Calibration:
-    """Each picture alone; at most MOST_EXAMPLES, spread over all."""
+    """Each picture alone; at most MOST_EXAMPLES, spread over all. Raises CalibrationError where all are alike."""
     step = max(1, len(pictures.pixels) // MOST_EXAMPLES)
     chosen = Pictures(pictures.source, pictures.pixels[::step][:MOST_EXAMPLES], None)
-    return Calibration([{INPUT: picture[None]} for picture in chosen.pixels], chosen.source, chosen.digest)
+    inputs: list[Arrays] = [{INPUT: picture[None]} for picture in chosen.pixels]
+    check_variety(inputs, chosen.source)
+    return Calibration(inputs, chosen.source, chosen.digest)
 
 
 def task(pictures: Pictures) -> Task:
-    """Raises CalibrationError where the pictures have no labels."""
+    """Raises CalibrationError where the pictures have no labels, or are fewer than FEWEST_LABELLED."""
     labels = pictures.labels
     if labels is None:
         raise CalibrationError(
             f"{pictures.source} has no array labels to judge by", next_step="np.savez(FILE, pixel_values=…, labels=…)"
         )
+    check_count(len(labels), pictures.source)
 
     def evaluate(session: Session) -> float:
         guesses = [
@@ -147,4 +163,11 @@ def task(pictures: Pictures) -> Task:
         return float((np.concatenate(guesses) == labels).mean())
 
     watched = [{INPUT: picture[None]} for picture in pictures.pixels[:: max(1, len(labels) // WATCHED)]]
-    return Task("top-1", len(labels), pictures.digest, evaluate, watched)
+    return Task(
+        METRIC,
+        len(labels),
+        task_digest(METRIC, pictures.digest),
+        evaluate,
+        watched,
+        chance=majority_share(labels.tolist()),
+    )

@@ -19,8 +19,10 @@ from aula.core.errors import CalibrationError
 from aula.core.types import TensorSpec
 from aula.engine.quantize import FEWEST_EXAMPLES
 from aula.engine.recipe import Arrays, Calibration, Task
+from aula.models.labels import FEWEST_LABELLED, check_range, check_variety, majority_share, task_digest
 
 LABELS = "labels"
+METRIC = "accuracy"
 MOST_EXAMPLES = 300
 """Calibration examples that are used."""
 
@@ -46,7 +48,7 @@ def read_npz(path: Path) -> Arrays:
 
 def read_examples(path: Path, specs: Sequence[TensorSpec], *, labelled: bool = False) -> Examples:
     """Raises CalibrationError, saying what was expected, for a file that cannot be read, and for arrays with wrong
-    names, types or shapes, too few examples, or values that are not finite."""
+    names, types or shapes, too few examples, examples that are all alike, or values that are not finite."""
     arrays = read_npz(path)
     labels = arrays.pop(LABELS, None)
     expected = _expected(specs, labelled)
@@ -66,13 +68,15 @@ def read_examples(path: Path, specs: Sequence[TensorSpec], *, labelled: bool = F
             f"the arrays of {path.name} hold different numbers of examples: {told}", next_step=expected
         )
     count = next(iter(counts.values()), 0)
-    least = 1 if labelled else FEWEST_EXAMPLES
+    least = FEWEST_LABELLED if labelled else FEWEST_EXAMPLES
     if count < least:
         raise CalibrationError(f"{count} examples in {path.name} are too few: {least} are needed", next_step=expected)
     if labelled:
         labels = _checked_labels(labels, count, path.name, expected)
     inputs = [_example(arrays, specs, place) for place in range(count)]
     _check_shared_sizes(inputs[0] if inputs else {}, specs, path.name, expected)
+    if not labelled:
+        check_variety(inputs, path.name)
     return Examples(path.name, inputs, labels if labelled else None, _digest(arrays, labels if labelled else None))
 
 
@@ -83,18 +87,29 @@ def calibration(examples: Examples) -> Calibration:
 
 
 def task(examples: Examples, output: str) -> Task:
-    """Accuracy: how often the largest element of `output` stands where the label says."""
+    """Accuracy: how often the largest element of `output` stands where the label says. `evaluate` raises
+    CalibrationError for a label beyond that output's last axis."""
     labels = examples.labels
     assert labels is not None
 
     def evaluate(session: Session) -> float:
-        guesses = []
+        guesses: list[int] = []
         for inputs in examples.inputs:
             session.reset()
-            guesses.append(int(session.run(inputs)[output].argmax()))
+            scores = session.run(inputs)[output]
+            if not guesses:
+                check_range(labels, scores.shape[-1], examples.source)
+            guesses.append(int(scores.argmax()))
         return float((np.asarray(guesses) == labels).mean())
 
-    return Task("accuracy", len(labels), examples.digest, evaluate, examples.inputs)
+    return Task(
+        METRIC,
+        len(labels),
+        task_digest(METRIC, examples.digest),
+        evaluate,
+        examples.inputs,
+        chance=majority_share(labels.tolist()),
+    )
 
 
 def _check_array(array: NDArray[Any], spec: TensorSpec, source: str, expected: str) -> None:

@@ -24,6 +24,7 @@ from aula.engine.profiles import read_profiles
 from aula.engine.recipe import Arrays, Model, Profile, Recipe
 from aula.engine.walk import without_weights
 from aula.models import examples as evidence
+from aula.models.labels import check_range
 
 if TYPE_CHECKING:
     import onnx
@@ -76,10 +77,12 @@ def own_onnx_recipe(
             f"the first output {first.name} has the shape {list(first.shape)}: labels judge scores [batch, classes]",
             next_step="build without labelled examples",
         )
+    if judged is not None and judged.labels is not None and isinstance(first.shape[1], int):
+        check_range(judged.labels, first.shape[1], judged.source)
     return Recipe(
         name=name,
         revision=1,
-        sources=(path, *(path.parent / file for file in graph.external)),
+        sources=_sources(path, graph.external, calibrate),
         write_graph=lambda: simplify(read_graph(path)),
         example=lambda sizes, generator: graph.example(sizes, generator, real.inputs if real else ()),
         reference=_Reference(path, [spec.name for spec in graph.outputs]),
@@ -89,6 +92,15 @@ def own_onnx_recipe(
         calibration=None if real is None else lambda: evidence.calibration(real),
         task=None if judged is None else lambda: evidence.task(judged, first.name),
     )
+
+
+def _sources(path: Path, external: Sequence[str], calibrate: Path | None) -> tuple[Path, ...]:
+    """The examples are among them, since engines are proven on these in fp32 too."""
+    files = (path, *(path.parent / file for file in external))
+    if calibrate is None:
+        return files
+    # All absolute: what they have in common is asked for, which mixed paths do not tell.
+    return tuple(file.parent.resolve() / file.name for file in (*files, calibrate))
 
 
 def read_graph(path: Path, *, weights: bool = True) -> "onnx.ModelProto":

@@ -21,6 +21,7 @@ from aula.models.bert_modules import SentenceModules, is_sentence_encoder
 from aula.models.bert_texts import embed_texts, open_tokenizer, run_texts
 from aula.models.checkpoints import Checkpoint
 from aula.models.intents import LinearHead, load_examples
+from aula.models.labels import FEWEST_LABELLED, majority_share, task_digest
 
 MOST_EXAMPLES = 128
 """Calibration examples that are used; ranges hardly move after a hundred."""
@@ -45,10 +46,10 @@ def read_labelled(path: Path) -> Labelled:
             )
         rows.append((label.strip(), sentence.strip()))
     labels = {label for label, _ in rows}
-    if len(labels) < 2 or len(rows) < max(20, 2 * len(labels)):
+    if len(labels) < 2 or len(rows) < max(FEWEST_LABELLED, 2 * len(labels)):
         raise CalibrationError(
             f"{path.name} has {len(rows)} sentences of {len(labels)} labels",
-            next_step="give at least 20 sentences, of at least 2 labels, and 2 sentences or more a label",
+            next_step=f"give at least {FEWEST_LABELLED} sentences, of 2 labels or more, and 2 or more for each label",
         )
     return rows
 
@@ -71,6 +72,7 @@ def evidence(
     texts = [sentence for _, sentence in rows] if calibrate is None else read_sentences(calibrate)
     source = next((path.name for path in (calibrate, labelled) if path is not None), "aula's intent examples")
     encodes = is_sentence_encoder(checkpoint)
+    told = " on aula's own intent examples" if labelled is None else ""
 
     def calibrating() -> Calibration:
         return calibration(texts, source, open_tokenizer(checkpoint), typed=not encodes)
@@ -78,10 +80,10 @@ def evidence(
     if encodes:
         modules = SentenceModules.from_checkpoint(checkpoint)
         dimensions = modules.dimensions(BertConfig.from_checkpoint(modules.encoder).hidden_size)
-        return calibrating, lambda: task(rows, open_tokenizer(checkpoint), dimensions)
+        return calibrating, lambda: task(rows, open_tokenizer(checkpoint), dimensions, told)
     config = BertConfig.from_checkpoint(checkpoint)
     if config.head == HIDDEN:
-        return calibrating, lambda: hidden_task(rows, open_tokenizer(checkpoint))
+        return calibrating, lambda: hidden_task(rows, open_tokenizer(checkpoint), told)
     if labelled is None:
         return calibrating, None
     _check_labels(checkpoint, config, rows, labelled.name)
@@ -89,7 +91,8 @@ def evidence(
 
 
 def calibration(sentences: Sequence[str], source: str, tokenizer: Any, *, typed: bool = False) -> Calibration:
-    """Each sentence alone, as a question comes; at most MOST_EXAMPLES, spread over all. `typed` adds token types."""
+    """Each sentence alone, as a question comes; at most MOST_EXAMPLES, spread over all. `typed` adds token types.
+    The digest is of the sentences and of the tokens that they become."""
     step = max(1, len(sentences) // MOST_EXAMPLES)
     chosen = sentences[::step][:MOST_EXAMPLES]
     inputs: list[Arrays] = []
@@ -99,11 +102,12 @@ def calibration(sentences: Sequence[str], source: str, tokenizer: Any, *, typed:
         if typed:
             example["token_type_ids"] = np.array([encoding.type_ids], dtype=np.int64)
         inputs.append(example)
-    return Calibration(inputs, source, _digest(chosen))
+    return Calibration(inputs, source, _digest(chosen, tokenizer))
 
 
-def task(rows: Labelled, tokenizer: Any, dimensions: int) -> Task:
-    """Of a sentence encoder, whose vectors have `dimensions` numbers."""
+def task(rows: Labelled, tokenizer: Any, dimensions: int, told: str = "") -> Task:
+    """Of a sentence encoder, whose vectors have `dimensions` numbers. `told` ends the metric's name: whose examples
+    they are."""
     sentences = [sentence for _, sentence in rows]
     labels = [label for label, _ in rows]
 
@@ -111,11 +115,11 @@ def task(rows: Labelled, tokenizer: Any, dimensions: int) -> Task:
         # The head wants rows that are no longer than one, and not every encoder gives these.
         return cross_accuracy(_unit(embed_texts(session, tokenizer, sentences, dimensions)), labels)
 
-    return Task("accuracy of a linear head", len(rows), _labelled_digest(rows), evaluate)
+    return _task(f"accuracy of a linear head{told}", rows, tokenizer, evaluate)
 
 
-def hidden_task(rows: Labelled, tokenizer: Any) -> Task:
-    """Of an encoder that gives hidden states: on their mean over the tokens."""
+def hidden_task(rows: Labelled, tokenizer: Any, told: str = "") -> Task:
+    """Of an encoder that gives hidden states: on their mean over the tokens. `told` as for `task`."""
     labels = [label for label, _ in rows]
 
     def evaluate(session: Session) -> float:
@@ -128,7 +132,7 @@ def hidden_task(rows: Labelled, tokenizer: Any) -> Task:
         # Plain BERT's vectors all point much the same way; what tells them apart is how they differ from their mean.
         return cross_accuracy(_unit(features - features.mean(axis=0)), labels)
 
-    return Task("accuracy of a linear head on mean hidden states", len(rows), _labelled_digest(rows), evaluate)
+    return _task(f"accuracy of a linear head on mean hidden states{told}", rows, tokenizer, evaluate)
 
 
 def head_task(rows: Labelled, tokenizer: Any, labels: Sequence[str]) -> Task:
@@ -141,7 +145,7 @@ def head_task(rows: Labelled, tokenizer: Any, labels: Sequence[str]) -> Task:
             right += sum(labels[guess] == rows[place][0] for guess, place in zip(guessed, places, strict=True))
         return right / len(rows)
 
-    return Task("accuracy of its own head", len(rows), _labelled_digest(rows), evaluate)
+    return _task("accuracy of its own head", rows, tokenizer, evaluate)
 
 
 def cross_accuracy(features: Float32, labels: Sequence[str]) -> float:
@@ -194,9 +198,15 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
-def _labelled_digest(rows: Labelled) -> str:
-    return _digest([f"{label}\t{sentence}" for label, sentence in rows])
+def _task(metric: str, rows: Labelled, tokenizer: Any, evaluate: Callable[[Session], float]) -> Task:
+    labels = [label for label, _ in rows]
+    digest = task_digest(metric, *labels, _digest([sentence for _, sentence in rows], tokenizer))
+    return Task(metric, len(rows), digest, evaluate, chance=majority_share(labels))
 
 
-def _digest(rows: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(rows).encode("utf-8")).hexdigest()
+def _digest(sentences: Sequence[str], tokenizer: Any) -> str:
+    """SHA-256 of the sentences and of what the tokeniser makes of each: it decides as much as they do."""
+    whole = hashlib.sha256()
+    for sentence, encoding in zip(sentences, tokenizer.encode_batch(list(sentences)), strict=True):
+        whole.update(f"{sentence}\n{encoding.ids} {encoding.type_ids}\n".encode())
+    return whole.hexdigest()

@@ -45,10 +45,11 @@ def whisper_model(
     `clips`: labelled clips that int8 of either part is judged by (see `read_clips`); without them nothing judges.
     `calibrate`: clips whose sound the encoder's ranges are found on, their texts not needed; None means `clips`.
     `seeded`: the weights are made up, and are only measured; then the encoder is calibrated on noise.
-    Raises CheckpointError for another architecture, CalibrationError for lists of clips that cannot be read.
+    Raises CheckpointError for another architecture, CalibrationError for lists of clips that cannot be read or are
+    too short to judge by.
     """
     config = WhisperConfig.from_checkpoint(checkpoint)
-    labelled = None if clips is None else read_clips(clips)
+    labelled = None if clips is None else whisper_task.enough(read_clips(clips), clips)
     heard = labelled if calibrate is None else read_sounds(calibrate)
     source = (calibrate or clips or Path()).name
 
@@ -105,6 +106,7 @@ def encoder_recipe(
             Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
             Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
         ),
+        limits={"frames": most},
         calibration=calibration,
         task=task,
         seeded=seeded,
@@ -151,6 +153,8 @@ def decoder_recipe(
             profile("window", one, one, _fixed(slots), _fixed(whole)),
             profile("rows", Size(1, 4, MOST_ROWS), one, _fixed(slots), Size(1, heard, heard)),
         ),
+        limits={"tokens": most, "slots": most, "positions": whole},
+        unproven=("next",),
         task=task,
         written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
         seeded=seeded,

@@ -1,9 +1,11 @@
 """What int8 of Whisper is calibrated on and judged by: real clips.
 
-The metric is one minus the word error rate. A session is one part of two, so the judged part works together with the
+The metric is one minus the word error rate; it is negative where more is written wrongly than was said, so that worse
+is always less. A session is one part of two, so the judged part works together with the
 fp32 graph of the other, on the same backend.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,19 +15,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aula.backends.session import Session, SessionOptions, open_session
-from aula.core.errors import CheckpointError
+from aula.core.errors import CalibrationError, CheckpointError
 from aula.core.types import Float32
+from aula.engine.onnx_files import save_model
 from aula.engine.recipe import Calibration, Task
 from aula.models.checkpoints import Checkpoint
+from aula.models.labels import task_digest
 from aula.models.whisper_clips import Clip, digest
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_mel import FRAMES_A_POSITION, HOP, log_mel
 from aula.models.whisper_tokens import ENGLISH_VOCABULARY, SpecialTokens
-from aula.models.word_errors import word_error_rate
+from aula.models.word_errors import word_error_rate, words
 
 if TYPE_CHECKING:
     import onnx
+
+METRIC = "1 - word error rate"
+TOKENIZER = "tokenizer.json"
+FEWEST_CLIPS, FEWEST_WORDS = 20, 100
+"""Either of these is enough to judge by."""
 
 MOST_EXAMPLES = 64
 """Clips that ranges are found on; each gives hundreds of positions."""
@@ -42,6 +51,17 @@ def frames_for(samples: int, config: WhisperConfig) -> int:
     """Frames in which a sound of so many samples is encoded."""
     most = config.max_source_positions * FRAMES_A_POSITION
     return min(-(-(samples // HOP + 1 + MARGIN) // STRETCH) * STRETCH, most)
+
+
+def enough(clips: list[Clip], source: Path) -> list[Clip]:
+    """The clips themselves. Raises CalibrationError where they are too few and say too little to judge by."""
+    said = sum(len(words(clip.text or "")) for clip in clips)
+    if len(clips) < FEWEST_CLIPS and said < FEWEST_WORDS:
+        raise CalibrationError(
+            f"{source.name} has {len(clips)} clips with {said} words in all, which are too few to judge by",
+            next_step=f"give at least {FEWEST_CLIPS} clips or {FEWEST_WORDS} words, with their texts",
+        )
+    return clips
 
 
 def calibration(config: WhisperConfig, clips: Sequence[Clip], source: str) -> Calibration:
@@ -75,16 +95,14 @@ class Judge:
         special, tokenizer = self._special(), open_tokenizer(self.checkpoint)
 
         def evaluate(session: Session) -> float:
-            import onnx
-
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "other.onnx"
-                onnx.save(write_other(), str(path))
+                save_model(write_other(), path)
                 with open_session(session.backend, path, SessionOptions(threads=session.options.threads)) as other:
                     sessions = (session, other) if part == "encoder" else (other, session)
                     decoding = WhisperDecoding(self.config, *sessions)
                     pairs = [(clip.text or "", transcribe(decoding, clip, special, tokenizer)) for clip in self.clips]
-            return max(0.0, 1 - word_error_rate(pairs))
+            return 1 - word_error_rate(pairs)
 
         def transcribe(decoding: WhisperDecoding, clip: Clip, special: SpecialTokens, tokenizer: Any) -> str:
             decoding.listen(_mel(self.config, clip))
@@ -93,7 +111,9 @@ class Judge:
             # What is above the end is special too: timestamps, say.
             return str(tokenizer.decode([token for token in written.tokens if token < special.end]))
 
-        return Task("1 - word error rate", len(self.clips), digest(self.clips), evaluate)
+        # The tokeniser writes what is compared.
+        written = hashlib.sha256((self.checkpoint.folder / TOKENIZER).read_bytes()).hexdigest()
+        return Task(METRIC, len(self.clips), task_digest(METRIC, digest(self.clips), written), evaluate)
 
     def _special(self) -> SpecialTokens:
         special = SpecialTokens.of(self.config.vocab_size)
@@ -116,7 +136,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Any:
     """Raises CheckpointError for an absent or damaged tokenizer.json."""
     from tokenizers import Tokenizer
 
-    path = checkpoint.folder / "tokenizer.json"
+    path = checkpoint.folder / TOKENIZER
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
