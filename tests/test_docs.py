@@ -63,7 +63,8 @@ def test_generated_pages_are_what_the_program_says(page: str) -> None:
 
 @pytest.mark.parametrize(("path", "command"), list(_commands(cli, ("aula",))), ids=lambda value: str(value))
 def test_every_command_has_help_with_an_example(path: tuple[str, ...], command: click.Command) -> None:
-    text = command.get_help(click.Context(command, info_name=" ".join(path)))
+    context = click.Context(command, info_name=" ".join(path), help_option_names=["-h", "--help"])
+    text = command.get_help(context)
     assert " ".join(path[:2]) in text.split("Usage", 1)[1].split("\n", 1)[1], "show an example"
     for parameter in command.params:
         if isinstance(parameter, click.Option):

@@ -9,12 +9,9 @@ from rich.console import Console
 from aula.bench.records import Report, Row, Skipped
 from aula.bench.subjects import Subject, subject_of
 from aula.cli import bench as module
-from aula.cli.main import cli
 from aula.engine.store import Store
 from tests.bench.toy import toy_file, toy_model
 from tests.cli.running import Run
-
-cli.add_command(module.bench)
 
 ROW = Row(
     part=None,

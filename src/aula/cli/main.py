@@ -52,6 +52,8 @@ def cli() -> None:
 
 
 for command in (ask, course, doctor, demo, build, inspect, verify_bundle, pull, export, bench, remove):
+    # click keeps the help option of whoever is asked first, alone or as a part of the group.
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     cli.add_command(command)
 
 
