@@ -18,7 +18,6 @@ differently says more than the difference. Milliseconds are those of one sentenc
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 
 from aula.backends.session import Session, SessionOptions, available_backends, open_session
 from aula.core.types import Float32
+from aula.engine.identity import processor, usable_cores
 from aula.engine.precision import Variant, quantised_variant
 from aula.models import sentences
 from aula.models.bert import embed_texts, minilm_checkpoint, minilm_recipe, open_tokenizer
@@ -194,7 +194,7 @@ def main() -> None:
     data, tokenizer = Data.read(Path(options.data)), open_tokenizer(minilm_checkpoint())
     report: dict[str, Any] = {
         "benchmark": "intents",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads",
+        "machine": f"{processor()}, {usable_cores()} cores, {options.threads} threads",
         "versions": {name: version(name) for name in ("numpy", "onnx", "nncf", "tokenizers", options.backend)},
         "backend": options.backend,
         "sentences": {

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aula.bench.subjects import ARCHITECTURES, dimensions, open_subject, read_shape, seeded_subject, subject_of
-from aula.core.errors import EngineError
+from aula.core.errors import EngineError, ModelNotFoundError
 from aula.engine.recipe import Model, Size
 from aula.engine.store import Store
 from aula.models.catalogue import Evidence
@@ -79,3 +79,13 @@ def test_every_size_of_whisper_goes_by_its_name() -> None:
         ARCHITECTURES
     )
     assert "minilm" not in ARCHITECTURES
+
+
+def test_an_unknown_name_is_answered_with_all_that_can_be_measured(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with (
+        pytest.raises(ModelNotFoundError, match="no model 'nosuch'") as failure,
+        open_subject("nosuch", Evidence(), (), store=store, home=tmp_path),
+    ):
+        pass
+    assert {"minilm", "bert-base", "whisper-small", "efficientnet-b0"} <= set(failure.value.available)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aula.core.errors import EngineError
+from aula.core.errors import EngineError, ModelNotFoundError
 from aula.engine.foreign import free_dimensions, input_specs
 from aula.engine.precision import Progress
 from aula.engine.recipe import Model, Profile, Recipe, Size
@@ -76,7 +76,11 @@ def open_subject(
     """
     free = _free_dimensions(name)
     if name not in ARCHITECTURES and not free:
-        model = find_model(name, evidence, home=home, progress=progress)
+        try:
+            model = find_model(name, evidence, home=home, progress=progress)
+        except ModelNotFoundError as error:
+            names = (*error.available, *ARCHITECTURES)
+            raise ModelNotFoundError(error.what, available=names, next_step=error.next_step) from error
         yield subject_of(model, store, shapes, name)
         return
     with tempfile.TemporaryDirectory(prefix="aula-bench-") as folder:

@@ -162,11 +162,11 @@ class _Job:
                 engines={},
             )
             check_part(part, recipe.name)
+            if self._calibration is not None:
+                check_calibration(self._calibration, graph, seeded=recipe.seeded)
             bounds = {profile.name: part.bounds(profile.name) for profile in recipe.profiles}
             prover = Prover(recipe, self._threads, task, self._options.most_drop, bounds)
             prover.prepare(lambda share: report("computing the reference", 0.1 + 0.1 * share))
-            if self._calibration is not None:
-                check_calibration(self._calibration, graph, seeded=recipe.seeded)
             # 2. Every backend proves the plain graph; the best metric among them is what lower precisions are held to.
             trials = []
             for backend in available_backends():
