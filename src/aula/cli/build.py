@@ -20,6 +20,7 @@ from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE, Model, Profile, Size
 from aula.engine.store import Store, open_store
 from aula.engine.targets import PRECISIONS
+from aula.engine.verdicts import verdict_written
 from aula.engine.verify import verify
 from aula.models.catalogue import NAMES, Evidence, find_model
 from aula.models.own_onnx import own_onnx_recipe
@@ -66,6 +67,9 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     show_default=True,
     help="Points of its task's metric (0 to 100) that a lower precision may lose.",
 )
+@click.option(
+    "--verdict", metavar="FILE", help="Write here, or to this URL, as JSON: did the build pass, and if not, why."
+)
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object.")
 def build(
@@ -77,6 +81,7 @@ def build(
     labelled: Path | None,
     store: str | None,
     most_drop: float,
+    verdict: str | None,
     rebuild: bool,
     as_json: bool,
 ) -> None:
@@ -96,16 +101,17 @@ def build(
       aula build model.onnx --profile "usual:batch=1-1-8,sequence=3-16-64"
       aula build openai/whisper-small --store s3://school/engines
     """
-    settings = load_settings()
-    engines = _store(store, settings)
-    options = BuildOptions(
-        ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
-    )
-    with progress_bar(quiet=as_json) as report:
+    with verdict_written(verdict, model, target) as passed, progress_bar(quiet=as_json) as report:
+        settings = load_settings()
+        engines = _store(store, settings)
+        options = BuildOptions(
+            ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
+        )
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
         bundle = build_bundle(found, engines, options, progress=report)
+        passed(bundle)
     if as_json:
-        print_json(_as_json(bundle))
+        print_json(bundle_as_json(bundle))
     else:
         print_bundle(results(), bundle)
         command = f"aula inspect {shlex.quote(bundle.manifest.key)}{_again(store)}"
@@ -136,7 +142,7 @@ def inspect(bundle: str | None, store: str | None, as_json: bool) -> None:
     found = engines.open(bundle)
     found.check()
     if as_json:
-        print_json(_as_json(found))
+        print_json(bundle_as_json(found))
     else:
         print_bundle(results(), found)
 
@@ -246,6 +252,6 @@ def _store(place: str | None, settings: Settings) -> Store:
     return open_store(place or settings.home / "engines", settings.home / "fetched")
 
 
-def _as_json(bundle: Bundle) -> dict[str, Any]:
+def bundle_as_json(bundle: Bundle) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     return {"files": str(bundle.files), **manifest}

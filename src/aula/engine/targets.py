@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from aula.core.errors import EngineError
+
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Every precision that some target has, the most exact first."""
 
@@ -36,3 +38,16 @@ TARGETS: Mapping[str, Target] = {
         Target("sm90", "9.0", ("H100", "H200"), PRECISIONS, ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H200")),
     )
 }
+
+
+def read_targets(text: str) -> tuple[str, ...]:
+    """Names of targets between commas, each once, in the table's order. Raises EngineError for others, and for none."""
+    names = {name.strip() for name in text.split(",")} - {""}
+    unknown = sorted(names - TARGETS.keys())
+    if unknown or not names:
+        raise EngineError(
+            f"there is no target {', '.join(unknown)}" if unknown else f"{text!r} names no target",
+            available=tuple(TARGETS),
+            next_step="name some of these, with commas: sm75,sm89,cpu",
+        )
+    return tuple(name for name in TARGETS if name in names)
