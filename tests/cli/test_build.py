@@ -13,7 +13,9 @@ from aula.engine.bundle import Bundle
 from aula.engine.manifest import (
     FORMAT,
     Candidate,
+    Device,
     GraphSize,
+    Inspection,
     Manifest,
     Part,
     Quantisation,
@@ -64,7 +66,7 @@ def test_a_profile_of_ones_own_and_one_that_is_wrong(run: Run, tmp_path: Path) -
     built = run("build", "minilm", "--profile", "short:batch=1,sequence=2-8-8", *store, "--json")
     assert built.code == 0, built.err
     part = json.loads(built.out)["parts"]["model"]
-    assert part["profiles"] == {"short": {"batch": [1, 1, 1], "sequence": [2, 8, 8]}}
+    assert part["engines"]["cpu"]["profiles"] == {"short": {"batch": [1, 1, 1], "sequence": [2, 8, 8]}}
     assert part["engines"]["cpu"]["candidates"][0]["milliseconds"].keys() == {"short"}
     verdict = run("verify", "minilm", *store, "--json")
     assert json.loads(verdict.out)["parts"][0]["milliseconds"].keys() == {"short"}, verdict.err
@@ -117,9 +119,23 @@ def bundle(name: str, profiles: tuple[str, ...] = ("question", "passages", "ever
         {"mean": 0.9, "extremes": 0.8},
     )
     engine = TargetEngine(
-        "openvino", name, "fp32", 2, name, (StoredFile("0" * 64, ".onnx", 1),), size, None, made, candidates
+        backend="openvino",
+        backend_version=name,
+        precision="fp32",
+        threads=2,
+        machine=name,
+        files=(StoredFile("0" * 64, ".onnx", 1),),
+        graph=size,
+        gate=None,
+        quantisation=made,
+        candidates=candidates,
+        inputs={},
+        profiles={profile: {} for profile in profiles},
+        states=(),
+        dynamic_quantisation=None,
+        written=size,
     )
-    part = Part({}, {}, {profile: {} for profile in profiles}, (), None, size, {"cpu": engine})
+    part = Part({}, {"cpu": engine})
     manifest = Manifest(
         FORMAT, name, "k-0000000000000000", "aula", None, (Licence(name, name),), False, {"model": part}
     )
@@ -166,6 +182,21 @@ def test_what_the_quantiser_tried_and_put_back_is_shown() -> None:
     shown = printed(bundle("layer"))
     assert "methods tried, by metric: mean 0.9000, extremes 0.8000" in shown
     assert "6 layers put back into fp32: layer0, layer1, layer2, layer3, …" in shown
+
+
+def test_a_gpu_its_reach_and_what_was_fused_are_shown() -> None:
+    plain = bundle("model", ("latency",))
+    part = plain.manifest.parts["model"]
+    engine = replace(
+        part.engines["cpu"],
+        device=Device("NVIDIA L4", "8.9", "570.1", "same-capability", True),
+        inspection={"latency": Inspection({"fp16": 40, "fp32": 2}, 400, 42, 30)},
+    )
+    manifest = replace(plain.manifest, parts={"model": replace(part, engines={"sm89": engine})})
+    shown = printed(Bundle(manifest, Path()))
+    assert "NVIDIA L4, compute capability 8.9, driver 570.1; for every card of compute capability 8.9" in shown
+    assert "later TensorRT too" in shown
+    assert "latency: 400 operators → 42 layers, 30 of them fused; 40 in fp16, 2 in fp32" in shown
 
 
 def test_an_own_graph_is_verified_at_the_profiles_it_was_built_for(run: Run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aula.backends.session import available_backends
-from aula.core.errors import CheckpointError, EngineError, StorageError, VerificationError
+from aula.core.errors import BackendError, CheckpointError, EngineError, StorageError, VerificationError
 from aula.engine.build import BuildOptions, build
 from aula.engine.graph import bind_weights
 from aula.engine.manifest import Part
@@ -34,8 +34,8 @@ def test_a_built_engine_computes_and_its_manifest_says_how_it_was_chosen(tmp_pat
     assert engine.chosen.relative_error is not None
     assert engine.chosen.relative_error <= model.recipe("model").tolerance
     assert engine.chosen.milliseconds.keys() == {"usual"}
-    assert bundle.part().inputs == {"x": ("rows", 3)}
-    assert bundle.part().written.parameters == 6
+    assert bundle.engine().inputs == {"x": ("rows", 3)}
+    assert bundle.engine().written.parameters == 6
     assert (steps[0], steps[-1]) == ("writing the graph", "built")
     with bundle.open() as session:
         result = session.run({"x": np.ones((3, 3), np.float32)})
@@ -46,7 +46,7 @@ def test_a_built_engine_computes_and_its_manifest_says_how_it_was_chosen(tmp_pat
 def test_a_session_for_a_profile_serves_its_sizes(tmp_path: Path) -> None:
     profiles = (Profile("single", {"rows": Size(1, 1, 1)}), Profile("many", {"rows": Size(1, 4, 8)}))
     bundle = build(toy_model(tmp_path, profiles=profiles), Store(tmp_path / "store"), ONE)
-    assert bundle.part().bounds("many") == {"x": ((1, 8), (3, 3))}
+    assert bundle.engine().bounds("many") == {"x": ((1, 8), (3, 3))}
     with bundle.open(profile="single") as single, bundle.open(profile="many") as many:
         np.testing.assert_allclose(single.run({"x": np.ones((1, 3), np.float32)})["y"], [[6, 9]])
         np.testing.assert_allclose(many.run({"x": np.ones((8, 3), np.float32)})["y"], [[6, 9]] * 8)
@@ -181,11 +181,22 @@ def test_names_that_no_disk_takes_become_keys_that_every_disk_takes(tmp_path: Pa
 def test_sizes_must_rise_and_targets_and_precisions_be_known() -> None:
     with pytest.raises(EngineError, match="rise from 1"):
         Size(4, 2, 8)
-    with pytest.raises(EngineError, match="no engine for 'sm75'") as failure:
-        BuildOptions(target="sm75")
-    assert failure.value.available == ("cpu",)
+    with pytest.raises(EngineError, match="no engine for 'sm70'") as failure:
+        BuildOptions(target="sm70")
+    assert failure.value.available == ("cpu", "sm75", "sm86", "sm89", "sm90")
     with pytest.raises(EngineError, match="no precision int4"):
         BuildOptions(("int4",))
+    with pytest.raises(EngineError, match="no precision bf16 for the target sm75") as failure:
+        BuildOptions(("bf16",), target="sm75")
+    assert failure.value.available == ("fp32", "fp16", "int8")
+    assert BuildOptions(("int8", "bf16", "fp16"), target="sm90").lower == ("fp16", "bf16", "int8")
+
+
+def test_a_gpu_that_nothing_builds_for_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(BackendError, match="no TensorRT here"):
+        build(toy_model(tmp_path), store, BuildOptions(threads=1, target="sm89"))
+    assert _left(store) == []
 
 
 def test_weights_that_lie_beside_the_graph_go_into_the_store_too(

@@ -18,6 +18,13 @@ from aula.engine.store import Store, open_store
 from tests.engine.toy import toy_graph, toy_model, toy_recipe
 
 ONE = BuildOptions(threads=1)
+DEVICE = {
+    "name": "NVIDIA L4",
+    "capability": "8.9",
+    "driver": "570.1",
+    "compatibility": "exact",
+    "version_compatible": False,
+}
 
 
 @pytest.fixture
@@ -76,15 +83,25 @@ def test_a_damaged_manifest_counts_as_absent_and_says_so_when_asked_for(bundle: 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda raw: raw.update(format=2), "has form 2"),
+        (lambda raw: raw.update(format=3), "has form 3"),
         (lambda raw: raw.update(parts={}), "no engine"),
         (lambda raw: raw["parts"]["model"].update(engines={}), "no engine"),
-        (lambda raw: raw["parts"]["model"]["profiles"]["usual"].update(rows=[4, 2, 1]), "does not rise"),
-        (lambda raw: raw["parts"]["model"]["profiles"]["usual"].update(rows=[0, 1, 2]), r"\$\.parts"),
-        (lambda raw: raw["parts"]["model"].update(profiles={"usual": {}}), "no sizes for rows"),
+        (
+            lambda raw: raw["parts"]["model"]["engines"]["cpu"]["profiles"]["usual"].update(rows=[4, 2, 1]),
+            "does not rise",
+        ),
+        (lambda raw: raw["parts"]["model"]["engines"]["cpu"]["profiles"]["usual"].update(rows=[0, 1, 2]), r"\$\.parts"),
+        (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(profiles={"usual": {}}), "no sizes for rows"),
         (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(backend="tensorflow"), "wants the backend"),
         (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(candidates=[]), "not among its candidates"),
         (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(threads="two"), r"\$\.parts.*threads"),
+        (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(plans={"usual": "0" * 64}), "not among its files"),
+        (
+            lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(plans={"many": "0" * 64}),
+            "do not match: many, usual",
+        ),
+        (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(device=DEVICE | {"capability": "8"}), "regex"),
+        (lambda raw: raw["parts"]["model"]["engines"]["cpu"].update(device=DEVICE | {"compatibility": "any"}), "any"),
         (lambda raw: raw["parts"]["model"]["engines"]["cpu"]["files"][0].update(digest="../" * 21 + "x"), "regex"),
         (lambda raw: raw["parts"]["model"]["engines"]["cpu"]["files"][0].update(suffix="/../x.onnx"), "regex"),
         (lambda raw: raw.update(key="../../etc-0123456789abcdef"), "regex"),

@@ -15,10 +15,12 @@ from aula.core.settings import Settings, load_settings
 from aula.engine.build import MOST_DROP, TARGETS, BuildOptions
 from aula.engine.build import build as build_bundle
 from aula.engine.bundle import Bundle
-from aula.engine.manifest import Manifest, Part
-from aula.engine.precision import PRECISIONS, Progress
+from aula.engine.manifest import TargetEngine
+from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE, Model, Profile, Size
 from aula.engine.store import Store, open_store
+from aula.engine.targets import PRECISIONS
+from aula.engine.verdicts import verdict_written
 from aula.engine.verify import verify
 from aula.models.catalogue import NAMES, Evidence, find_model
 from aula.models.own_onnx import own_onnx_recipe
@@ -52,7 +54,7 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     "precisions",
     multiple=True,
     type=click.Choice(PRECISIONS),
-    help="Also try this precision; fp32 always runs. May be given several times.",
+    help="Also try this precision; fp32 always runs. May be given several times. A CPU has no fp16, a T4 no bf16.",
 )
 @profile_option
 @calibrate_option
@@ -65,6 +67,9 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     show_default=True,
     help="Points of its task's metric (0 to 100) that a lower precision may lose.",
 )
+@click.option(
+    "--verdict", metavar="FILE", help="Write here, or to this URL, as JSON: did the build pass, and if not, why."
+)
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object.")
 def build(
@@ -76,6 +81,7 @@ def build(
     labelled: Path | None,
     store: str | None,
     most_drop: float,
+    verdict: str | None,
     rebuild: bool,
     as_json: bool,
 ) -> None:
@@ -95,16 +101,17 @@ def build(
       aula build model.onnx --profile "usual:batch=1-1-8,sequence=3-16-64"
       aula build openai/whisper-small --store s3://school/engines
     """
-    settings = load_settings()
-    engines = _store(store, settings)
-    options = BuildOptions(
-        ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
-    )
-    with progress_bar(quiet=as_json) as report:
+    with verdict_written(verdict, model, target) as passed, progress_bar(quiet=as_json) as report:
+        settings = load_settings()
+        engines = _store(store, settings)
+        options = BuildOptions(
+            ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
+        )
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
         bundle = build_bundle(found, engines, options, progress=report)
+        passed(bundle)
     if as_json:
-        print_json(_as_json(bundle))
+        print_json(bundle_as_json(bundle))
     else:
         print_bundle(results(), bundle)
         command = f"aula inspect {shlex.quote(bundle.manifest.key)}{_again(store)}"
@@ -135,13 +142,14 @@ def inspect(bundle: str | None, store: str | None, as_json: bool) -> None:
     found = engines.open(bundle)
     found.check()
     if as_json:
-        print_json(_as_json(found))
+        print_json(bundle_as_json(found))
     else:
         print_bundle(results(), found)
 
 
 @click.command("verify", short_help="Prove a bundle again, here and now.")
 @click.argument("bundle")
+@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="Whose engines to prove.")
 @click.option("--model", default=None, help="The model it was made from, if it is not one of aula's names.")
 @profile_option
 @calibrate_option
@@ -150,6 +158,7 @@ def inspect(bundle: str | None, store: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def verify_bundle(
     bundle: str,
+    target: str,
     model: str | None,
     profiles: tuple[str, ...],
     calibrate: Path | None,
@@ -173,7 +182,7 @@ def verify_bundle(
     manifest = found.manifest
     with progress_bar(quiet=as_json) as report:
         try:
-            again = _model_again(manifest, model, evidence, profiles, settings.home, report)
+            again = _model_again(found, target, model, evidence, profiles, settings.home, report)
         except ModelNotFoundError as error:
             if model is not None or manifest.origin or manifest.name in NAMES:
                 raise
@@ -184,7 +193,7 @@ def verify_bundle(
                 f"aula verify {shlex.quote(manifest.key)} --model FILE{_again(store)}",
             ) from error
         report("proving", 0.5)
-        verdicts = verify(found, again)
+        verdicts = verify(found, again, target=target)
         report("proving", 1.0)
     passed = all(verdict.passed for verdict in verdicts)
     if as_json:
@@ -198,12 +207,19 @@ def verify_bundle(
 
 
 def _model_again(
-    manifest: Manifest, model: str | None, evidence: Evidence, profiles: tuple[str, ...], home: Path, report: Progress
+    bundle: Bundle,
+    target: str,
+    model: str | None,
+    evidence: Evidence,
+    profiles: tuple[str, ...],
+    home: Path,
+    report: Progress,
 ) -> Model:
     """The model that the bundle was made from, with the bundle's profiles unless others are given."""
+    manifest = bundle.manifest
     origin = manifest.origin
     source = model or (f"{origin.name}@{origin.revision}" if origin else manifest.name)
-    known = {name: _profiles(part) for name, part in manifest.parts.items()}
+    known = {name: _profiles(bundle.engine(name, target)) for name in manifest.parts}
     path = Path(source)
     if path.suffix == ".onnx" and not profiles and WHOLE in known:
         # Such a graph has no profiles of its own to begin with.
@@ -220,10 +236,10 @@ def _model_again(
     return replace(found, parts=parts)
 
 
-def _profiles(part: Part) -> tuple[Profile, ...]:
+def _profiles(engine: TargetEngine) -> tuple[Profile, ...]:
     return tuple(
         Profile(name, {dimension: Size(*extent) for dimension, extent in sizes.items()})
-        for name, sizes in part.profiles.items()
+        for name, sizes in engine.profiles.items()
     )
 
 
@@ -236,6 +252,6 @@ def _store(place: str | None, settings: Settings) -> Store:
     return open_store(place or settings.home / "engines", settings.home / "fetched")
 
 
-def _as_json(bundle: Bundle) -> dict[str, Any]:
+def bundle_as_json(bundle: Bundle) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     return {"files": str(bundle.files), **manifest}

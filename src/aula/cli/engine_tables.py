@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aula.engine.bundle import Bundle
-from aula.engine.manifest import Candidate, GraphSize, Part, Quantisation, TargetEngine
+from aula.engine.manifest import Candidate, Device, GraphSize, Inspection, Quantisation, TargetEngine
 from aula.engine.verify import Verdict
 
 MOST_PROFILES = 3
@@ -31,7 +31,7 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     _line(console, title, plain(f" for {', '.join(manifest.targets)}{origin}{seeded}"))
     for name, part in manifest.parts.items():
         for target, engine in part.engines.items():
-            _print_engine(console, "" if len(manifest.parts) == 1 else f"{name}, ", target, part, engine)
+            _print_engine(console, "" if len(manifest.parts) == 1 else f"{name}, ", target, engine)
     licences = "; ".join(f"{one.component}: {one.licence}" for one in manifest.licences)
     if licences:
         _line(console, plain(f"Licences: {licences}"))
@@ -52,7 +52,7 @@ def print_verdict(console: Console, bundle: Bundle, verdict: Verdict) -> None:
         _line(console, plain(f"  {name}: {milliseconds:.2f} ms"))
 
 
-def _print_engine(console: Console, title: str, target: str, part: Part, engine: TargetEngine) -> None:
+def _print_engine(console: Console, title: str, target: str, engine: TargetEngine) -> None:
     _line(
         console,
         plain(f"{title}{target}: "),
@@ -62,19 +62,39 @@ def _print_engine(console: Console, title: str, target: str, part: Part, engine:
             f"{engine.files[0].digest[:12]}"
         ),
     )
-    profiles = list(part.profiles)
+    profiles = list(engine.profiles)
     console.print(_table(engine, profiles[:MOST_PROFILES]))
     more = f"; {len(profiles) - MOST_PROFILES} more profiles: see --json" if len(profiles) > MOST_PROFILES else ""
     _line(console, plain(f"  ms of one run by profile; layers that truly run in the precision, of all{more}", "dim"))
     for candidate in engine.candidates:
         if candidate.rejected:
             _line(console, plain(f"  left out: {candidate.precision} on {candidate.backend}: {candidate.rejected}"))
-    _line(console, plain(f"  graph: {_size(part.written)} → {_size(engine.graph)}"))
+    _line(console, plain(f"  graph: {_size(engine.written)} → {_size(engine.graph)}"))
+    if engine.device is not None:
+        _print_device(console, engine.device)
+    for profile, told in engine.inspection.items():
+        _line(console, plain(f"  {profile}: {_inspection(told)}"))
     if engine.gate is not None:
         gate = engine.gate
         _line(console, plain(f"  gate: {gate.metric} on {gate.examples} examples, reference {gate.reference:.4f}"))
     if engine.quantisation is not None:
         _print_quantisation(console, engine.quantisation)
+
+
+def _print_device(console: Console, device: Device) -> None:
+    served = {
+        "exact": "this kind of card alone",
+        "ampere-plus": "every card from Ampere on",
+        "same-capability": f"every card of compute capability {device.capability}",
+    }[device.compatibility]
+    later = ", later TensorRT too" if device.version_compatible else ""
+    _line(
+        console,
+        plain(
+            f"  device: {device.name}, compute capability {device.capability}, driver {device.driver}; for "
+            f"{served}{later}"
+        ),
+    )
 
 
 def _table(engine: TargetEngine, profiles: list[str]) -> Table:
@@ -124,6 +144,11 @@ def _size(graph: GraphSize) -> str:
         f"{graph.operators} operators, {graph.parameters / 1e6:.1f} M weights in {graph.weight_bytes / 1e6:.1f} MB, "
         f"{graph.operations / 1e9:.2f} GFLOP"
     )
+
+
+def _inspection(told: Inspection) -> str:
+    shares = ", ".join(f"{count} in {precision}" for precision, count in told.precisions.items())
+    return f"{told.operators} operators → {told.layers} layers, {told.fused} of them fused; {shares}"
 
 
 def _milliseconds(times: Mapping[str, float], profile: str) -> str:

@@ -10,6 +10,7 @@ from aula import __version__
 from aula.cli.ask import ask
 from aula.cli.bench import bench
 from aula.cli.build import build, inspect, verify_bundle
+from aula.cli.bundle import bundle
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (ask, course, doctor, demo, build, inspect, verify_bundle, pull, export, bench, remove):
+for command in (ask, course, doctor, demo, build, inspect, verify_bundle, bundle, pull, export, bench, remove):
     # click keeps the help option of whoever is asked first, alone or as a part of the group.
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     cli.add_command(command)

@@ -10,6 +10,8 @@ from aula.backends.session import available_backends, runtime_version
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import AulaError, BackendError, CalibrationError, EngineError, VerificationError
 from aula.engine import graph as graphs
+from aula.engine import targets
+from aula.engine.build_gpu import build_part_for_gpu
 from aula.engine.bundle import Bundle
 from aula.engine.files import write_file
 from aula.engine.identity import digest_sources, instructions, package_version, processor, readable_key, usable_cores
@@ -23,7 +25,8 @@ from aula.engine.manifest import (
     Quantisation,
     StoredFile,
     TargetEngine,
-    check_part,
+    bounds_of,
+    check_profiles,
     sealed,
 )
 from aula.engine.onnx_files import external_files, load_model, rename_external, save_model
@@ -37,8 +40,8 @@ from aula.engine.trial import Prover, Trial, real_cases
 if TYPE_CHECKING:
     import onnx
 
-BUILDER = "aula-builder 4"
-TARGETS = ("cpu",)
+BUILDER = "aula-builder 5"
+TARGETS = tuple(targets.TARGETS)
 MOST_DROP = 0.01
 """How much of the task's metric a lower precision may lose: one point."""
 
@@ -72,18 +75,19 @@ class BuildOptions:
                 available=TARGETS,
                 next_step="choose one of these: aula build MODEL --target cpu",
             )
-        unknown = sorted(set(self.precisions) - set(PRECISIONS))
+        offered = targets.TARGETS[self.target].precisions
+        unknown = sorted(set(self.precisions) - set(offered))
         if unknown:
             raise EngineError(
                 f"there is no precision {', '.join(unknown)} for the target {self.target}",
-                available=PRECISIONS,
-                next_step="choose of these: aula build MODEL --precision int8",
+                available=offered,
+                next_step=f"choose of these: aula build MODEL --target {self.target} --precision int8",
             )
 
     @property
     def lower(self) -> tuple[str, ...]:
         """The precisions to try besides fp32, in the order in which they are listed everywhere."""
-        return tuple(name for name in PRECISIONS if name in self.precisions and name != "fp32")
+        return tuple(name for name in targets.PRECISIONS if name in self.precisions and name != "fp32")
 
 
 def build(
@@ -94,7 +98,7 @@ def build(
     progress: Progress | None = None,
     clock: Clock | None = None,
 ) -> Bundle:
-    """Build for this machine's CPU, or return what an earlier build of the same inputs left.
+    """Build for one target on this machine, or return what an earlier build of the same inputs left.
 
     Raises CheckpointError (sources absent), CalibrationError (a lower precision without real data), BackendError (no
     backend took a graph), VerificationError (those that took it differ from the reference) and StorageError. An
@@ -144,6 +148,11 @@ class _Job:
         self.key = self._key()
 
     def run(self, store: Store, report: Progress, clock: Clock) -> Part:
+        target = targets.TARGETS[self._options.target]
+        engine = build_part_for_gpu(self._recipe, target) if target.is_gpu else self._for_cpu(store, report, clock)
+        return Part(self._sources, {target.name: engine})
+
+    def _for_cpu(self, store: Store, report: Progress, clock: Clock) -> TargetEngine:
         recipe, task = self._recipe, self._task
         with store.draft() as draft:
             # 1. Write the graph, and compute what is right, once.
@@ -152,19 +161,11 @@ class _Job:
             graphs.check_states(written, recipe.states)
             graph = simplify(written)
             plain = Variant("fp32", _write_model(graph, draft / "fp32.onnx"))
-            part = Part(
-                sources=self._sources,
-                inputs=_input_axes(graph),
-                profiles=_profiles(recipe),
-                states=recipe.states,
-                dynamic_quantisation=recipe.dynamic_quantisation,
-                written=_size(written, recipe),
-                engines={},
-            )
-            check_part(part, recipe.name)
+            axes, profiles = _input_axes(graph), _profiles(recipe)
+            check_profiles(axes, profiles, recipe.name)
             if self._calibration is not None:
                 check_calibration(self._calibration, graph, seeded=recipe.seeded)
-            bounds = {profile.name: part.bounds(profile.name) for profile in recipe.profiles}
+            bounds = {name: bounds_of(axes, sizes) for name, sizes in profiles.items()}
             prover = Prover(recipe, self._threads, task, self._options.most_drop, bounds)
             prover.prepare(lambda share: report("computing the reference", 0.1 + 0.1 * share))
             # 2. Every backend proves the plain graph; the best metric among them is what lower precisions are held to.
@@ -202,7 +203,7 @@ class _Job:
             best = _choose(recipe, candidates)
             chosen = next(variant for variant in variants if variant.precision == best.precision)
             shipped = _size(load_model(chosen.path), recipe)
-            engine = TargetEngine(
+            return TargetEngine(
                 backend=best.backend,
                 backend_version=best.version,
                 precision=best.precision,
@@ -213,8 +214,12 @@ class _Job:
                 gate=_gate(task, prover.reference, self._options.most_drop),
                 quantisation=_quantisation(variants, self._calibration),
                 candidates=tuple(_left_out_if_slower(candidates, best)),
+                inputs=axes,
+                profiles=profiles,
+                states=recipe.states,
+                dynamic_quantisation=recipe.dynamic_quantisation,
+                written=_size(written, recipe),
             )
-        return replace(part, engines={self._options.target: engine})
 
     def _key(self) -> str:
         """What goes in decides what comes out: equal inputs on an equal machine have equal keys."""

@@ -73,14 +73,14 @@ class Bundle:
 
     def options(self, part: str = WHOLE, profile: str | None = None, target: str = "cpu") -> SessionOptions:
         """How the engine was proven, and so how it is opened."""
-        engine, known = self.engine(part, target), self.part(part)
-        bounds = {} if profile is None else known.bounds(profile)
+        engine = self.engine(part, target)
+        bounds = {} if profile is None else engine.bounds(profile)
         return session_options(
             engine.precision,
             min(engine.threads, os.cpu_count() or 1),
-            states=known.states,
+            states=engine.states,
             bounds=bounds,
-            dynamic_quantisation=known.dynamic_quantisation,
+            dynamic_quantisation=engine.dynamic_quantisation,
         )
 
     def preflight(self, engine: TargetEngine) -> None:

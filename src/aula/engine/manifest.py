@@ -7,16 +7,17 @@ type and name checked, and a file is only ever named by the SHA-256 of its bytes
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from aula.backends.session import BACKENDS, StatePair
+from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError
 from aula.core.types import Licence
 from aula.engine.recipe import Origin
 
-FORMAT = 3
+FORMAT = 4
 """Raised when a reader of the older form could misunderstand the newer."""
 _REBUILD = "build it again: aula build MODEL --rebuild"
 
@@ -27,6 +28,10 @@ Extent = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 Version = Annotated[str, msgspec.Meta(pattern=r"^[\w.+-]{1,64}$")]
 Record = TypeVar("Record")
+Axes = Mapping[str, tuple[int | str, ...]]
+"""Every input's axes: a number where one is fixed, a name where it is free."""
+Sizes = Mapping[str, Mapping[str, tuple[Extent, Extent, Extent]]]
+"""By profile and free dimension: least, usual and greatest."""
 NO_SEAL = "0" * 64
 
 
@@ -95,10 +100,37 @@ class GraphSize:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetEngine:
-    """The engine of one part for one target. `files[0]` is what the backend loads, the others lie beside it.
+class Device:
+    """The GPU that an engine was built on, and how far from it the engine still runs: on that kind of card alone, on
+    every one from Ampere on, or on all of the same compute capability. `version_compatible` plans load in later
+    releases of TensorRT too."""
 
-    `graph` is the shipped graph's size. `machine` names the processor it was proven on.
+    name: str
+    capability: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]$")]
+    driver: str
+    compatibility: Literal["exact", "ampere-plus", "same-capability"]
+    version_compatible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the engine's own inspector tells: `layers` of the engine made of `operators` of the graph, how many layers
+    compute in which precision, and how many hold more than one operator (`fused`)."""
+
+    precisions: Mapping[str, Count]
+    operators: Count
+    layers: Count
+    fused: Count
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEngine:
+    """The engine of one part for one target. What a graph takes and how it is served may differ between targets.
+
+    `files[0]` is what the backend loads, the others lie beside it; where each profile has a plan of its own, `plans`
+    has that file's digest. `graph` is the shipped graph's size, `written` that of the graph as the recipe wrote it.
+    `machine` names the processor it was proven on, `device` the GPU, if it is for one. `inspection` is by profile, and
+    empty where there is no inspector. `dynamic_quantisation` as in SessionOptions.
     """
 
     backend: str
@@ -111,6 +143,14 @@ class TargetEngine:
     gate: Gate | None
     quantisation: Quantisation | None
     candidates: tuple[Candidate, ...]
+    inputs: Axes
+    profiles: Sizes
+    states: tuple[StatePair, ...]
+    dynamic_quantisation: Count | None
+    written: GraphSize
+    device: Device | None = None
+    plans: Mapping[str, Digest] = field(default_factory=dict)
+    inspection: Mapping[str, Inspection] = field(default_factory=dict)
 
     @property
     def chosen(self) -> Candidate:
@@ -120,32 +160,21 @@ class TargetEngine:
             if (candidate.backend, candidate.precision) == (self.backend, self.precision)
         )
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One graph of the model. `inputs` gives every input's axes, a number where it is fixed and a name where it is
-    free; `profiles` gives least, usual and greatest of every free dimension; `written` is the size of the graph as
-    the recipe wrote it. `dynamic_quantisation` as in SessionOptions."""
-
-    sources: Mapping[str, Digest]
-    inputs: Mapping[str, tuple[int | str, ...]]
-    profiles: Mapping[str, Mapping[str, tuple[Extent, Extent, Extent]]]
-    states: tuple[StatePair, ...]
-    dynamic_quantisation: Count | None
-    written: GraphSize
-    engines: Mapping[str, TargetEngine]
-
-    def bounds(self, profile: str) -> dict[str, tuple[tuple[int, int], ...]]:
+    def bounds(self, profile: str) -> Bounds:
         """Least and greatest size of every axis of every input. Raises BundleError for a profile that is not here."""
         if profile not in self.profiles:
             raise BundleError(
                 f"there is no profile {profile!r}", available=list(self.profiles), next_step="name one of these"
             )
-        sizes = self.profiles[profile]
-        return {
-            name: tuple((axis, axis) if isinstance(axis, int) else (sizes[axis][0], sizes[axis][2]) for axis in axes)
-            for name, axes in self.inputs.items()
-        }
+        return bounds_of(self.inputs, self.profiles[profile])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One graph of the model: the files it was made from, and its engines by target."""
+
+    sources: Mapping[str, Digest]
+    engines: Mapping[str, TargetEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +197,14 @@ class Manifest:
         """Those that every part has an engine for."""
         shared = set.intersection(*(set(part.engines) for part in self.parts.values()))
         return sorted(shared)
+
+
+def bounds_of(inputs: Axes, sizes: Mapping[str, tuple[int, int, int]]) -> Bounds:
+    """Least and greatest size of every axis of every input, where free dimensions have these sizes."""
+    return {
+        name: tuple((axis, axis) if isinstance(axis, int) else (sizes[axis][0], sizes[axis][2]) for axis in axes)
+        for name, axes in inputs.items()
+    }
 
 
 def sealed(manifest: Manifest) -> Manifest:
@@ -211,8 +248,23 @@ def read_part(content: bytes, name: str) -> Part:
 
 def check_part(part: Part, name: str) -> None:
     """Raises BundleError where fields contradict each other."""
-    free = {axis for axes in part.inputs.values() for axis in axes if isinstance(axis, str)}
-    for profile, sizes in part.profiles.items():
+    for target, engine in part.engines.items():
+        check_profiles(engine.inputs, engine.profiles, f"{name} for {target}")
+        _check_plans(engine, f"{name} for {target}")
+        if engine.backend not in BACKENDS:
+            raise BundleError(
+                f"{name}: the engine for {target} wants the backend {engine.backend!r}",
+                available=list(BACKENDS),
+                next_step=_REBUILD,
+            )
+        if not any((c.backend, c.precision) == (engine.backend, engine.precision) for c in engine.candidates):
+            raise BundleError(f"{name}: the engine for {target} is not among its candidates", next_step=_REBUILD)
+
+
+def check_profiles(inputs: Axes, profiles: Sizes, name: str) -> None:
+    """Raises BundleError where a profile leaves out a free dimension, or its sizes do not rise."""
+    free = {axis for axes in inputs.values() for axis in axes if isinstance(axis, str)}
+    for profile, sizes in profiles.items():
         if not free <= set(sizes):
             missing = ", ".join(sorted(free - set(sizes)))
             raise BundleError(f"{name}: profile {profile} has no sizes for {missing}", next_step=_REBUILD)
@@ -222,15 +274,18 @@ def check_part(part: Part, name: str) -> None:
                     f"{name}: {dimension} of profile {profile} does not rise: {least}, {usual}, {greatest}",
                     next_step=_REBUILD,
                 )
-    for target, engine in part.engines.items():
-        if engine.backend not in BACKENDS:
+
+
+def _check_plans(engine: TargetEngine, name: str) -> None:
+    if engine.plans and engine.plans.keys() != engine.profiles.keys():
+        odd = ", ".join(sorted(engine.plans.keys() ^ engine.profiles.keys()))
+        raise BundleError(f"{name}: profiles and plans do not match: {odd}", next_step=_REBUILD)
+    vouched = {file.digest for file in engine.files}
+    for profile, digest in engine.plans.items():
+        if digest not in vouched:
             raise BundleError(
-                f"{name}: the engine for {target} wants the backend {engine.backend!r}",
-                available=list(BACKENDS),
-                next_step=_REBUILD,
+                f"{name}: the plan of profile {profile}, {digest[:12]}, is not among its files", next_step=_REBUILD
             )
-        if not any((c.backend, c.precision) == (engine.backend, engine.precision) for c in engine.candidates):
-            raise BundleError(f"{name}: the engine for {target} is not among its candidates", next_step=_REBUILD)
 
 
 def _decode(content: bytes, name: str, kind: type[Record]) -> Record:

@@ -20,12 +20,13 @@ from aula.engine.quantize import (
     sensitivities,
 )
 from aula.engine.recipe import Arrays, Calibration, Recipe
+from aula.engine.targets import TARGETS
 from aula.engine.unsigned import unsigned_activations
 
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = TARGETS["cpu"].precisions
 """What a CPU engine can be built in, the most exact first."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""

@@ -26,7 +26,7 @@ class RemoteStore(Store):
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(folder)
         self._url = url
-        with _remote_errors(url):
+        with remote_errors(url):
             import fsspec
 
             self._system, root = fsspec.core.url_to_fs(url)
@@ -65,7 +65,7 @@ class RemoteStore(Store):
         return bundle
 
     def _upload(self, manifest: Manifest) -> None:
-        with _remote_errors(self._url):
+        with remote_errors(self._url):
             for folder in ("bundles", "files"):
                 self._system.makedirs(f"{self._root}/{folder}", exist_ok=True)
             for file in files_of(manifest):
@@ -79,14 +79,14 @@ class RemoteStore(Store):
             for file in files_of(manifest):
                 if self.is_intact(file):
                     continue
-                with _remote_errors(self._url), _absent(f"engine file {file.name} is missing from {self._url}"):
+                with remote_errors(self._url), _absent(f"engine file {file.name} is missing from {self._url}"):
                     self._system.get_file(f"{self._root}/files/{file.name}", str(draft / file.name))
                 check_file(draft, file)
                 self.add_file(draft / file.name)
         return self._publish(manifest)
 
     def _written(self) -> dict[str, float]:
-        with _remote_errors(self._url):
+        with remote_errors(self._url):
             self._system.invalidate_cache()  # others write there too
             folder = f"{self._root}/bundles"
             listed: list[dict[str, Any]] = self._system.ls(folder, detail=True) if self._system.exists(folder) else []
@@ -99,7 +99,7 @@ class RemoteStore(Store):
 
     def _manifest(self, key: str) -> Manifest:
         there = f"{self._root}/{record_path(self.bundles, key).relative_to(self.folder).as_posix()}"
-        with _remote_errors(self._url), _absent(f"there is no bundle {key} in {self._url}"):
+        with remote_errors(self._url), _absent(f"there is no bundle {key} in {self._url}"):
             content = self._system.cat_file(there)
         return checked_manifest(content, key)
 
@@ -108,13 +108,13 @@ class RemoteStore(Store):
 
     def _is_there(self, file: StoredFile) -> bool:
         there = f"{self._root}/files/{file.name}"
-        with _remote_errors(self._url):
+        with remote_errors(self._url):
             return bool(self._system.exists(there)) and self._system.size(there) == file.bytes
 
     def _remove(self, key: str) -> Removed:
         """There and here; the bytes are the remote's."""
         freed = 0
-        with _remote_errors(self._url):
+        with remote_errors(self._url):
             path = f"{self._root}/bundles/{key}.json"
             unneeded = named_digests([self._system.cat_file(path)]) or set()
             self._system.rm_file(path)
@@ -133,7 +133,7 @@ class RemoteStore(Store):
 
 
 @contextlib.contextmanager
-def _remote_errors(url: str) -> Iterator[None]:
+def remote_errors(url: str) -> Iterator[None]:
     """Whatever a file system behind fsspec raises is a StorageError that names the store."""
     try:
         yield

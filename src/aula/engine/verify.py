@@ -58,7 +58,7 @@ def _verify_part(bundle: Bundle, name: str, recipe: Recipe, target: str, clock: 
     task = _same_task(bundle, engine, recipe)
     bundle.preflight(engine)
     variant = Variant(engine.precision, bundle.model_file(name, target))
-    bounds = {profile.name: part.bounds(profile.name) for profile in recipe.profiles}
+    bounds = {profile.name: engine.bounds(profile.name) for profile in recipe.profiles}
     prover = Prover(recipe, engine.threads, task, engine.gate.most_drop if engine.gate else 0.0, bounds)
     prover.prepare(lambda _share: None)
     if engine.precision != "fp32" and recipe.calibration is not None:
