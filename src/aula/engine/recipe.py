@@ -97,6 +97,12 @@ class Recipe:
     `dynamic_quantisation` is how many activations share a scale where only weights are int8 (see SessionOptions).
     `unproven` names the outputs that the reference leaves out; `limits` is the greatest size that a dimension can have.
     `seeded` owns up to made-up weights: such an engine is measured, never packaged for use, so no task judges it.
+
+    For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
+    names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
+    `rows` is the dimension whose items do not depend on one another, so that a few of many prove all; `by_profile`
+    gives the graph of a profile that is computed by another one with the same inputs and outputs (a prompt beside a
+    step).
     """
 
     name: str
@@ -117,6 +123,10 @@ class Recipe:
     limits: Mapping[str, int] = field(default_factory=dict)
     seeded: bool = False
     licences: tuple[Licence, ...] = field(default=())
+    half_tolerance: float = 2e-2
+    low_borders: tuple[str, ...] = ()
+    rows: str = ""
+    by_profile: Mapping[str, Callable[[], "onnx.ModelProto"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.profiles:
@@ -141,21 +151,27 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe."""
+    """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe.
+    `gpu_parts` are the recipes of those parts that are served otherwise on a GPU: other sizes, states on the device."""
 
     name: str
     parts: Mapping[str, Recipe]
     origin: Origin | None = None
+    gpu_parts: Mapping[str, Recipe] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe, origin: Origin | None = None) -> "Model":
         """A model of one graph, with the recipe's name."""
         return cls(recipe.name, {WHOLE: recipe}, origin)
 
-    def recipe(self, part: str) -> Recipe:
+    def parts_for(self, gpu: bool) -> dict[str, Recipe]:
+        """The recipe of every part, for a GPU or for a CPU."""
+        return {name: self.gpu_parts.get(name, recipe) if gpu else recipe for name, recipe in self.parts.items()}
+
+    def recipe(self, part: str, *, gpu: bool = False) -> Recipe:
         """Raises EngineError for a part that the model does not have."""
         if part not in self.parts:
             raise EngineError(
                 f"the model {self.name} has no part {part!r}", available=list(self.parts), next_step="name one of these"
             )
-        return self.parts[part]
+        return self.parts_for(gpu)[part]
