@@ -120,7 +120,7 @@ class GpuPart:
         """Compute what is right at every profile, once."""
         for place, profile in enumerate(self.recipe.profiles):
             self._report("computing the reference", place / len(self.recipe.profiles))
-            self._cases[profile.name] = proof.cases(self.recipe, profile, self.written)
+            self._cases[profile.name] = proof.cases(self._recipe(profile), profile, self.written)
 
     def try_precision(self, precision: str, reference: float | None, quantised: Quantised | None = None) -> GpuTrial:
         """Build and prove one precision at every profile. `reference` is the metric that it is held to, None where no
@@ -155,6 +155,9 @@ class GpuPart:
             next_step="build without int8",
         )
 
+    def _recipe(self, profile: Profile) -> Recipe:
+        return self.recipe.by_profile.get(profile.name, self.recipe)
+
     def _named(self, quantised: Quantised, already: Sequence[str], said: str) -> tuple[str, ...]:
         layers = [name for name in quantized_layers(quantised.graph) if name not in already]
         return tuple(name for name in layers if name and name in said)
@@ -183,8 +186,8 @@ class GpuPart:
             else:
                 graph = weights_behind_pairs(graph)  # flags choose fp16 between the pairs
         else:
-            write = self.recipe.by_profile.get(profile.name)
-            graph = simplify(write()) if write else self.written
+            recipe = self._recipe(profile)
+            graph = self.written if recipe is self.recipe else simplify(recipe.write_graph())
             if precision != "fp32":
                 graph = lower_precision(graph, precision, GPU_ISLANDS, borders=self.recipe.low_borders)
         fixed = {name: size.least for name, size in profile.sizes.items() if size.least == size.greatest}
@@ -196,8 +199,8 @@ class GpuPart:
         for profile in self.recipe.profiles:
             self._report(f"proving {trial.precision} at {profile.name}", 0.9)
             with self._open(trial, profile) as session:
-                errors.append(proof.engine_error(session, self._cases[profile.name], self.recipe))
-                trial.milliseconds[profile.name] = _milliseconds(session, self.recipe, profile)
+                errors.append(proof.engine_error(session, self._cases[profile.name], self._recipe(profile)))
+                trial.milliseconds[profile.name] = _milliseconds(session, self._recipe(profile), profile)
                 if isinstance(session, OnDevice):
                     operators = len(self.written.graph.node)
                     trial.inspection[profile.name] = proof.inspection(session.layers(), operators)

@@ -1,7 +1,7 @@
 """What a model hands to the engine builder: a graph to write, sizes to serve, and a way to prove the result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +100,9 @@ class Recipe:
 
     For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
     names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
-    `rows` is the dimension whose items do not depend on one another, so that a few of many prove all; `by_profile`
-    gives the graph of a profile that is computed by another one with the same inputs and outputs (a prompt beside a
-    step).
+    `gpu_profiles` are served there instead of `profiles`; `rows` is the dimension whose items do not depend on one
+    another, so that a few of many prove all; `by_profile` gives the recipe of a profile that another graph with the
+    same inputs and outputs computes (a prompt beside a step).
     """
 
     name: str
@@ -126,7 +126,8 @@ class Recipe:
     half_tolerance: float = 2e-2
     low_borders: tuple[str, ...] = ()
     rows: str = ""
-    by_profile: Mapping[str, Callable[[], "onnx.ModelProto"]] = field(default_factory=dict)
+    gpu_profiles: tuple[Profile, ...] = ()
+    by_profile: Mapping[str, "Recipe"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.profiles:
@@ -166,7 +167,11 @@ class Model:
 
     def parts_for(self, gpu: bool) -> dict[str, Recipe]:
         """The recipe of every part, for a GPU or for a CPU."""
-        return {name: self.gpu_parts.get(name, recipe) if gpu else recipe for name, recipe in self.parts.items()}
+        return {name: self._for_gpu(name, recipe) if gpu else recipe for name, recipe in self.parts.items()}
+
+    def _for_gpu(self, name: str, recipe: Recipe) -> Recipe:
+        chosen = self.gpu_parts.get(name, recipe)
+        return replace(chosen, profiles=chosen.gpu_profiles) if chosen.gpu_profiles else chosen
 
     def recipe(self, part: str, *, gpu: bool = False) -> Recipe:
         """Raises EngineError for a part that the model does not have."""
