@@ -48,7 +48,6 @@ class Cuda:
         """`runtime` is `cuda.bindings.runtime`, or in tests something that answers like it."""
         self._rt = runtime
         self.device = device
-        self._made_by: set[int] = set()
         self.use()
 
     @classmethod
@@ -71,13 +70,8 @@ class Cuda:
         return cls(runtime, device)
 
     def use(self) -> None:
-        """Let this thread speak to this GPU: each thread says so once."""
-        import threading
-
-        thread = threading.get_ident()
-        if thread not in self._made_by:
-            self.call("cudaSetDevice", self.device)
-            self._made_by.add(thread)
+        """Let this thread speak to this GPU. Said each time: another session may have told it of another GPU since."""
+        self.call("cudaSetDevice", self.device)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """One call of the runtime; its result without the error code, None, one value or a tuple."""

@@ -65,9 +65,11 @@ class TensorRtSession(Session):
         self, plan: Path, options: SessionOptions, *, runtime: Runtime | None = None, cuda: Cuda | None = None
     ) -> None:
         with contextlib.ExitStack() as undo:
-            # 1. The plan's own words: nothing is deserialised that nobody vouches for.
-            self._runtime = runtime or Runtime.load()
+            # 1. The plan's own words: nothing is deserialised that nobody vouches for. CUDA comes first, since it says
+            # plainly what a machine without a GPU lacks.
             self._cuda = cuda or Cuda.open(options.device)
+            self._runtime = runtime or Runtime.load()
+            self._cuda.use()
             engine = self._runtime.deserialise(plan, options.digest)
             self._engine: Any = engine
             names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
@@ -78,11 +80,13 @@ class TensorRtSession(Session):
             # 2. A context for the profile that serves these sizes, at its greatest sizes.
             self._profile = _profile(engine, self._taken, options, plan)
             self._stream = self._cuda.stream()
-            undo.callback(self._cuda.destroy_stream, self._stream)
+            undo.callback(self._destroy_stream, self._stream)
             self._context: Any = self._runtime.context(engine, plan)
             self._choose_profile(plan)
             self._shapes: tuple[Shape, ...] = ()
+            self._produced: dict[str, Shape] = {}
             self._greatest = self._sizes(options)
+            self._shapes = ()  # nothing was run yet
             # 3. Memory for these.
             self._pairs = {pair.input: pair for pair in options.states}
             self._returned = {pair.output: pair for pair in options.states}
@@ -95,7 +99,6 @@ class TensorRtSession(Session):
             self._counts: Counter[str] = Counter()
             self._turn = 0
             self._pending = False
-            self._produced: dict[str, Shape] = {}
             undo.callback(self._free)
             super().__init__(
                 [self._specs_of[name] for name in self._taken], [self._specs_of[name] for name in self._made], options
@@ -107,6 +110,7 @@ class TensorRtSession(Session):
     def device_tensor(self, name: str) -> DeviceTensor:
         """Where the engine reads or writes a tensor or keeps a state, at its greatest size. Raises BackendError for a
         name that it does not have, or a state that has two places."""
+        self._enter()
         self._check_name(name)
         pair = self._pairs.get(name) or self._returned.get(name)
         if pair is not None and not pair.in_place:
@@ -122,7 +126,13 @@ class TensorRtSession(Session):
 
         Raises BackendError for a tensor of another dtype, or one that is too small.
         """
+        self._enter()
         self._check_name(name)
+        if name in self._returned:
+            raise BackendError(
+                f"{name} is what the state {self._returned[name].input} becomes",
+                next_step=f"attach {self._returned[name].input}",
+            )
         wanted = self._greatest[name]
         dtype = self._specs_of[name].dtype
         if tensor.dtype != dtype or tensor.bytes < _bytes(wanted, dtype):
@@ -143,6 +153,8 @@ class TensorRtSession(Session):
     def follow(self, other: "TensorRtSession") -> None:
         """Start on the other's stream from now on: what it was told to write is there before this session reads it.
         The other must stay open as long as this one."""
+        self._enter()
+        other._check_open()
         self._cuda.synchronise(self._stream)
         self._forget_graphs()
         self._stream = other._stream
@@ -155,8 +167,9 @@ class TensorRtSession(Session):
         self._start(tensors)
 
     def collect(self) -> dict[str, NDArray[Any]]:
-        """Wait for all that was started, and take the last run's outputs."""
-        self._check_open()
+        """Wait for all that was started, and take the last run's outputs. Raises BackendError before the first."""
+        self._enter()
+        self._check_begun()
         self._cuda.synchronise(self._stream)
         self._pending = False
         return {
@@ -167,6 +180,7 @@ class TensorRtSession(Session):
 
     def read_state(self, name: str) -> NDArray[Any]:
         """A copy of a state, after all that was started."""
+        self._enter()
         self._check_state(name)
         pinned = self._staging(name, self._greatest[name])
         self._cuda.download(pinned.address, self._address(name), pinned.bytes, self._stream)
@@ -175,9 +189,10 @@ class TensorRtSession(Session):
 
     def write_state(self, name: str, array: NDArray[Any]) -> None:
         """Set a state; what was started before still sees the old. Raises BackendError for another shape or dtype."""
+        self._enter()
         self._check_state(name)
         spec, shape = self._specs_of[name], self._greatest[name]
-        if array.shape != shape or array.dtype != np.dtype(spec.dtype):
+        if array.shape != shape or array.dtype != _numpy_dtype(spec.dtype):
             raise BackendError(
                 f"the state {name} is {spec.dtype}{list(shape)}, not {array.dtype}{list(array.shape)}",
                 next_step="convert the array before it is set",
@@ -189,8 +204,10 @@ class TensorRtSession(Session):
 
     def device_milliseconds(self, repetitions: int) -> list[float]:
         """Time on the device, copies included, of each repetition of the last run. States go on meanwhile."""
-        if not self._shapes:
-            raise BackendError("nothing was run yet", next_step="run the session once with usual inputs")
+        self._enter()
+        self._check_begun()
+        for _ in range(2):  # each turn of double buffers has its graph, which is captured before the clock runs
+            self._go()
         start, end = self._cuda.event(), self._cuda.event()
         try:
             return [self._timed(start, end) for _ in range(repetitions)]
@@ -212,11 +229,13 @@ class TensorRtSession(Session):
     # The contract.
 
     def reset(self) -> None:
+        self._enter()
         for name, pair in self._pairs.items():
+            shape, dtype = self._greatest[name], self._specs_of[name].dtype
             if pair.initial:
-                self.write_state(name, np.full(self._greatest[name], pair.initial, dtype=self._specs_of[name].dtype))
+                self.write_state(name, np.full(shape, pair.initial, dtype=_numpy_dtype(dtype)))
             else:
-                self._cuda.clear(self._address(name), self._memory(name).bytes, self._stream)
+                self._cuda.clear(self._address(name), _bytes(shape, dtype), self._stream)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         self._start(tensors)
@@ -242,8 +261,8 @@ class TensorRtSession(Session):
         for name, array in tensors.items():
             np.copyto(self._staging(name, array.shape).array, array)
         self._tell_shapes(tensors)
-        self._go()
         self._pending = True
+        self._go()
 
     def _go(self) -> None:
         key = (self._shapes, self._turn, self._places)
@@ -261,8 +280,8 @@ class TensorRtSession(Session):
 
     def _capture(self, key: Key) -> None:
         self._cuda.synchronise(self._stream)
-        self._cuda.begin_capture(self._stream)
         try:
+            self._cuda.begin_capture(self._stream)
             self._once()
             self._graphs[key] = self._cuda.end_capture(self._stream)
         except DeviceLostError:
@@ -297,8 +316,14 @@ class TensorRtSession(Session):
         for name, shape in zip(self._taken, shapes, strict=True):
             told = self._context.set_input_shape(name, shape)
             self._must(told, f"does not take {name} of shape {list(shape)}", "pad or cut it to the engine's profile")
-        self._shapes = shapes
-        self._produced = {name: tuple(map(int, self._context.get_tensor_shape(name))) for name in self._made}
+        produced = {name: tuple(map(int, self._context.get_tensor_shape(name))) for name in self._made}
+        for name, shape in produced.items():
+            if min(shape, default=0) < 0:
+                raise BackendError(
+                    f"how large {name} becomes depends on what the engine reads, not only on sizes: {list(shape)}",
+                    next_step="export the model without that output, or build for the CPU: --target cpu",
+                )
+        self._shapes, self._produced = shapes, produced
 
     def _timed(self, start: Any, end: Any) -> float:
         self._cuda.record(start, self._stream)
@@ -312,7 +337,9 @@ class TensorRtSession(Session):
         shape = tuple(
             int(size) if size >= 0 else f"free_{axis}" for axis, size in enumerate(self._engine.get_tensor_shape(name))
         )
-        return TensorSpec(name, self._runtime.dtype(self._engine.get_tensor_dtype(name)), shape)
+        dtype = self._runtime.dtype(self._engine.get_tensor_dtype(name))
+        _numpy_dtype(dtype)  # refused here, not in the first run
+        return TensorSpec(name, dtype, shape)
 
     def _choose_profile(self, plan: Path) -> None:
         if self._engine.num_optimization_profiles > 1:
@@ -360,7 +387,7 @@ class TensorRtSession(Session):
     def _staging(self, name: str, shape: Shape) -> Pinned:
         """Pinned memory of exactly that shape: graphs know its address."""
         if (name, shape) not in self._pinned:
-            self._pinned[name, shape] = self._cuda.pinned(shape, np.dtype(self._specs_of[name].dtype))
+            self._pinned[name, shape] = self._cuda.pinned(shape, _numpy_dtype(self._specs_of[name].dtype))
         return self._pinned[name, shape]
 
     def _forget_graphs(self) -> None:
@@ -370,20 +397,26 @@ class TensorRtSession(Session):
         self._refusals.clear()
 
     def _free(self) -> None:
-        """Give everything back, in an order in which nothing is still used. A lost device has taken it already."""
-        with contextlib.suppress(DeviceLostError):
-            self._cuda.use()
-            self._cuda.synchronise(self._stream)
-            self._forget_graphs()
-            for memory in self._held.values():
-                self._cuda.free(memory.address)
+        """Give everything back, in an order in which nothing is still used. What fails does not keep the rest. A lost
+        device has taken it already."""
+        with contextlib.suppress(DeviceLostError), contextlib.ExitStack() as back:
             for pinned in self._pinned.values():
-                pinned.free()
+                back.callback(pinned.free)
+            for memory in self._held.values():
+                back.callback(self._cuda.free, memory.address)
+            for graph in self._graphs.values():
+                back.callback(self._cuda.destroy_graph, graph)
+            back.callback(self._cuda.synchronise, self._stream)
+            back.callback(self._cuda.use)
         self._graphs.clear()
         self._held.clear()
         self._pinned.clear()
         self._attached.clear()
         self._context = self._engine = None
+
+    def _destroy_stream(self, stream: int) -> None:
+        with contextlib.suppress(DeviceLostError):
+            self._cuda.destroy_stream(stream)
 
     # Refusals.
 
@@ -392,6 +425,15 @@ class TensorRtSession(Session):
     ) -> None:
         if not done:
             raise BackendError(f"TensorRT {what}: {self._runtime.said()}", next_step=next_step)
+
+    def _enter(self) -> None:
+        """Before anything that a caller asks for: the session is open, and this thread speaks to its GPU."""
+        self._check_open()
+        self._cuda.use()
+
+    def _check_begun(self) -> None:
+        if not self._shapes:
+            raise BackendError("nothing was run yet", next_step="run the session once with usual inputs")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -427,6 +469,8 @@ def _profile(engine: Any, inputs: list[str], options: SessionOptions, plan: Path
 def _holds(engine: Any, name: str, profile: int, options: SessionOptions) -> bool:
     shape = tuple(map(int, engine.get_tensor_shape(name)))
     limits = options.bounds[name]
+    if len(shape) != len(limits):
+        return False
     if -1 not in shape:
         return all(size == greatest for size, (_, greatest) in zip(shape, limits, strict=True))
     least, _, greatest = engine.get_tensor_profile_shape(name, profile)
@@ -452,7 +496,23 @@ def _narrowed(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _bytes(shape: Shape, dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    """Raises BackendError for a type of which no array can be."""
+    if name == "bfloat16":
+        import ml_dtypes  # numpy knows this name only once that is imported
+
+        known: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return known
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise BackendError(
+            f"the engine takes or gives {name}, which numpy has no type for",
+            next_step="build it with inputs and outputs of float32, float16, bfloat16 or whole numbers",
+        ) from error
 
 
 def open_model(model: Path, options: SessionOptions) -> Session:

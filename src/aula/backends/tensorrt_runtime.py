@@ -4,15 +4,17 @@ The runtime's calls are the same in all of these releases (facts: ICudaEngine an
 only building differs, see `aula.engine.plans`.
 """
 
+import ctypes
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aula.core.errors import BackendError, VerificationError
+from aula.core.errors import BackendError, DeviceMemoryError, VerificationError
 
 KEPT_MESSAGES = 20
 REBUILD = "build it for this machine: aula build MODEL --targets "
@@ -25,24 +27,33 @@ class Runtime:
         self.trt = trt
         self.version = str(trt.__version__)
         self.messages = _messages(trt)
-        """The logger that TensorRT's other objects want too; `last` and `all` tell what it was told."""
+        """The logger that TensorRT's other objects want too; it tells what it was told."""
         self._runtime = trt.Runtime(self.messages)
+        if self.messages.count():
+            # Without a GPU or with an old driver this object holds nothing, and whatever touches it ends the process,
+            # freeing it too (seen with 11.4): it is never freed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))
+            raise BackendError(
+                f"TensorRT {self.version} does not start here: {self.messages.said_since(0)[0]}",
+                next_step="aula doctor tries the GPU; engines for the CPU need none: --target cpu",
+            )
         # Plans that run on other releases carry a small runtime of their own, which TensorRT asks to be allowed.
         if hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True
 
     @classmethod
     def load(cls) -> "Runtime":
-        """This process's, made once: TensorRT keeps the first logger it sees. Raises BackendError."""
+        """This process's, made once: TensorRT keeps the first logger it sees. Raises BackendError where TensorRT is not
+        installed, or finds no GPU that it can use."""
         global _loaded
         with _lock:
             if _loaded is None:
                 try:
                     import tensorrt
-                except ImportError:
+                except (ImportError, OSError):  # the second where one of its libraries is missing
                     try:
                         import tensorrt_lean as tensorrt
-                    except ImportError as error:
+                    except (ImportError, OSError) as error:
                         raise BackendError(
                             f"GPU engines need TensorRT, which cannot be imported here ({error})",
                             next_step='pip install "aula[gpu]", then aula doctor',
@@ -78,26 +89,43 @@ class Runtime:
                 "is not opened",
                 next_step="build it again: aula build MODEL --rebuild",
             )
+        mark = self.messages.count()
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise BackendError(
-                f"TensorRT {self.version} does not take {plan.name}: {self.said()}",
-                next_step=f"{REBUILD}…; a plan is for one kind of GPU and one release of TensorRT",
+            raise self._refusal(
+                f"TensorRT {self.version} does not take {plan.name}",
+                mark,
+                f"{REBUILD}…; a plan is for one kind of GPU and one release of TensorRT",
             )
         return engine
 
     def context(self, engine: Any, plan: Path) -> Any:
-        """Raises BackendError, naming what TensorRT said: usually that memory is short."""
+        """Raises DeviceMemoryError where memory is short, BackendError for anything else that TensorRT says."""
+        mark = self.messages.count()
         context = engine.create_execution_context()
         if context is None:
-            raise BackendError(
-                f"TensorRT cannot start {plan.name}: {self.said()}",
-                next_step="close other sessions: memory may be short, and TensorRT 8.6 gives each profile one context",
+            raise self._refusal(
+                f"TensorRT cannot start {plan.name}",
+                mark,
+                "close other sessions: TensorRT 8.6 gives each profile one context",
             )
         return context
 
+    def _refusal(self, what: str, mark: int, next_step: str) -> BackendError:
+        """What TensorRT has said since `mark`, the first first: what follows is usually its consequence."""
+        said = self.messages.said_since(mark)
+        if is_short_of_memory(" ".join(said)):
+            return DeviceMemoryError(
+                f"{what}: the GPU has no memory left ({said[-1]})",
+                next_step="close other sessions, build for fewer rows, or serve this engine on the CPU",
+            )
+        return BackendError(f"{what}: {said[0] if said else 'it does not say why'}", next_step=next_step)
+
     def layers(self, engine: Any) -> list[dict[str, Any]]:
-        """Every layer as the inspector knows it; [] where the plan was built without that."""
+        """Every layer as the inspector knows it; [] where the plan was built without that, and in the lean runtime,
+        which has no inspector."""
+        if not hasattr(self.trt, "EngineInspector"):
+            return []
         inspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         try:
@@ -115,20 +143,27 @@ class Runtime:
 
 
 class Messages:
-    """What TensorRT said, newest last; warnings and worse."""
+    """The errors that TensorRT spoke of, newest last."""
 
     def __init__(self) -> None:
         self._said: list[str] = []
+        self._count = 0
 
     def add(self, text: str) -> None:
         self._said.append(" ".join(text.split()))
+        self._count += 1
         del self._said[:-KEPT_MESSAGES]
 
     def last(self) -> str:
         return self._said[-1] if self._said else "no reason"
 
-    def all(self) -> Sequence[str]:
-        return tuple(self._said)
+    def count(self) -> int:
+        """How many there have been: a mark for `said_since`."""
+        return self._count
+
+    def said_since(self, mark: int) -> Sequence[str]:
+        """Those after the first `mark`: what was said of earlier failures explains nothing of this one."""
+        return tuple(self._said[max(0, len(self._said) - (self._count - mark)) :])
 
 
 def _messages(trt: Any) -> Any:
@@ -147,13 +182,28 @@ def _messages(trt: Any) -> Any:
         def last(self) -> str:
             return self.kept.last()
 
-        def all(self) -> Sequence[str]:
-            return self.kept.all()
+        def count(self) -> int:
+            return self.kept.count()
+
+        def said_since(self, mark: int) -> Sequence[str]:
+            return self.kept.said_since(mark)
 
     return Logger()
 
 
-_PRECISIONS = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+def is_short_of_memory(said: str) -> bool:
+    """Whether TensorRT's words mean that the card was full; what it calls workspace is memory too."""
+    return re.search(r"out ?of ?memory|insufficient (?:memory|workspace)", said, re.IGNORECASE) is not None
+
+
+_PRECISIONS = {
+    r"(?<!U)INT8": "int8",
+    r"FP8": "fp8",
+    r"FP16|HALF|(?<!B)FLOAT16": "fp16",
+    r"BF16|BFLOAT16": "bf16",
+    r"FP32|FLOAT(?!\d)|FLOAT32": "fp32",
+}
+"""The lowest first. 8.6 writes "Row major linear FP16 format", 10 and 11 "Half", "Float" and "BFloat16"."""
 _TYPES_THAT_MOVE = frozenset({"Reformat", "NoOp", "Constant", "Signal", "Wait", "Shape"})
 
 
@@ -166,10 +216,7 @@ def layer_precision(layer: dict[str, Any]) -> str:
         for side in ("Inputs", "Outputs")
         for tensor in layer.get(side, ())
     ]
-    found = {
-        precision for text in told for name, precision in _PRECISIONS.items() if name in text.replace("FLOAT", "FP32")
-    }
-    return next((precision for precision in ("int8", "fp8", "fp16", "bf16", "fp32") if precision in found), "")
+    return next((precision for name, precision in _PRECISIONS.items() if re.search(name, " ".join(told))), "")
 
 
 def layer_precisions(layers: Sequence[dict[str, Any]]) -> dict[str, int]:

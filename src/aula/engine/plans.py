@@ -9,7 +9,7 @@ Only here do releases differ (NVIDIA's migration guides; DESIGN: precision lives
 | cuBLAS, cuDNN tactics   | switched off, so that plans | off by default                 | gone           |
 |                         | need neither library        |                                |                |
 | plans without weights   | no                          | STRIP_PLAN, REFIT_IDENTICAL    | the same       |
-| same-capability plans   | AMPERE_PLUS only            | SAME_COMPUTE_CAPABILITY, 10.3+ | the same       |
+| same-capability plans   | AMPERE_PLUS only            | SAME_COMPUTE_CAPABILITY, 10.9+ | the same       |
 
 In 8.6 a graph with FP16 types does not hold TensorRT to them; what holds it is the proof that follows the build.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aula.backends.tensorrt_runtime import Runtime
+from aula.backends.tensorrt_runtime import Runtime, is_short_of_memory
 from aula.core.errors import BackendError, DeviceMemoryError, EngineError
 
 Extents = tuple[int, int, int]
@@ -104,7 +104,8 @@ class PlanBuilder:
         options that this TensorRT does not have, BackendError for everything else that it says.
         """
         trt = self._trt
-        builder = trt.Builder(self._runtime.messages)
+        mark = self._runtime.messages.count()
+        builder = self._builder(mark)
         network = builder.create_network(self._network_flags())
         # The parser finds weights that lie beside the file by its path.
         parser = trt.OnnxParser(network, self._runtime.messages)
@@ -118,12 +119,32 @@ class PlanBuilder:
         config.builder_optimization_level = options.level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         for extents in profiles:
-            config.add_optimization_profile(_profile(builder, extents))
+            self._add_profile(builder, config, extents)
         timings = self._timings(config, cache)
         content = builder.build_serialized_network(network, config)
         if content is None:
-            raise self._refusal(model)
+            raise self._refusal(model, self._runtime.messages.said_since(mark))
         return Plan(bytes(content), bytes(timings.serialize()))
+
+    def _builder(self, mark: int) -> Any:
+        try:
+            return self._trt.Builder(self._runtime.messages)
+        except TypeError as error:  # pybind11: "factory function returned nullptr"
+            said = self._runtime.messages.said_since(mark)
+            raise self._failure(f"TensorRT {self._runtime.version} cannot start to build", said) from error
+
+    def _add_profile(self, builder: Any, config: Any, extents: Mapping[str, Sequence[Extents]]) -> None:
+        """Raises BackendError: a profile that TensorRT does not take would be missing from the plan without a word."""
+        try:
+            place = config.add_optimization_profile(_profile(builder, extents))
+        except ValueError:
+            place = -1
+        if place < 0:
+            raise BackendError(
+                f"TensorRT {self._runtime.version} does not take the profile "
+                + ", ".join(f"{name} {[list(axis) for axis in axes]}" for name, axes in extents.items()),
+                next_step="order its sizes least <= usual <= greatest, around what the graph fixes",
+            )
 
     def _network_flags(self) -> int:
         """By name: the numbers of these flags changed from release to release."""
@@ -138,6 +159,8 @@ class PlanBuilder:
         trt = self._trt
         if not self.typed:
             for flag in {"fp16": ("FP16",), "bf16": ("BF16",), "int8": ("INT8", "FP16")}.get(precision, ()):
+                if not hasattr(trt.BuilderFlag, flag):
+                    raise self._too_old(f"{precision} plans", "10.0")
                 config.set_flag(getattr(trt.BuilderFlag, flag))
         if precision == "fp32" and hasattr(trt.BuilderFlag, "TF32"):
             # TF32 has ten bits where fp32 has 23: a reference must be what it is called.
@@ -149,7 +172,7 @@ class PlanBuilder:
             levels = trt.HardwareCompatibilityLevel
             name = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}[options.compatibility]
             if not hasattr(levels, name):
-                raise self._too_old(f"{options.compatibility} plans", "10.3")
+                raise self._too_old(f"{options.compatibility} plans", "10.9")
             config.hardware_compatibility_level = getattr(levels, name)
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -168,23 +191,27 @@ class PlanBuilder:
             config.set_timing_cache(timings, False)
         return timings
 
-    def _refusal(self, model: Path) -> BackendError:
-        said = " ".join(self._runtime.messages.all())
-        if re.search(r"Could not find any implementation|no implementation", said):
-            nodes = re.findall(r"(?:implementation for node) (.+?)(?:\.\s|\.$|\.\[|$)", said)
+    def _refusal(self, model: Path, said: Sequence[str]) -> BackendError:
+        """Memory first: where it is short, TensorRT finds no kernels either."""
+        whole = " ".join(said)
+        if not is_short_of_memory(whole) and re.search(r"Could not find any implementation|no implementation", whole):
+            nodes = re.findall(r"implementation for node (.+?)(?:\.\)|\.\s|\.\[|\.?$)", whole)
             unbuildable = UnbuildableError(
                 f"TensorRT {self._runtime.version} has no kernel for {nodes[0] if nodes else 'some node'}"[:300],
                 next_step="let these layers be computed in fp16, or build for another precision",
             )
-            unbuildable.said = said
+            unbuildable.said = whole
             return unbuildable
-        if re.search(r"out of memory|OutOfMemory|insufficient memory", said, re.IGNORECASE):
+        return self._failure(f"TensorRT {self._runtime.version} cannot build {model.name}", said)
+
+    def _failure(self, what: str, said: Sequence[str]) -> BackendError:
+        if is_short_of_memory(" ".join(said)):
             return DeviceMemoryError(
-                f"the GPU's memory was too short to build {model.name}",
+                f"{what}: the GPU's memory was too short",
                 next_step="stop what else runs on the card, or build for smaller profiles",
             )
         return BackendError(
-            f"TensorRT {self._runtime.version} cannot build {model.name}: {self._runtime.said()}",
+            f"{what}: {said[-1] if said else 'it does not say why'}",
             next_step="build for another precision, or for the CPU: --target cpu",
         )
 
