@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,13 +107,15 @@ def build(
     *,
     progress: Progress | None = None,
     clock: Clock | None = None,
+    exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
     make_workshop: Callable[[targets.Target], Workshop] = Workshop.here,
 ) -> Bundle:
     """Build for one target on this machine, or return what an earlier build of the same inputs left.
 
     Raises CheckpointError (sources absent), CalibrationError (a lower precision without real data), BackendError (no
     backend took a graph), VerificationError (those that took it differ from the reference) and StorageError. An
-    interrupted build leaves no bundle; the parts that were finished are found again by the next.
+    interrupted build leaves no bundle; the parts that were finished are found again by the next. `exclusive` is held
+    while anything is built and timed.
     """
     options = options or BuildOptions()
     report = progress or (lambda _what, _share: None)
@@ -125,12 +128,13 @@ def build(
         report("found", 1.0)
         return found
     parts: dict[str, Part] = {}
-    for place, job in enumerate(jobs):
-        part = None if options.rebuild else store.find_part(job.key)
-        if part is None:
-            part = job.run(store, _portion(report, job.name, place, len(jobs)), clock or SystemClock())
-            store.add_part(job.key, part)
-        parts[job.name] = part
+    with exclusive():
+        for place, job in enumerate(jobs):
+            part = None if options.rebuild else store.find_part(job.key)
+            if part is None:
+                part = job.run(store, _portion(report, job.name, place, len(jobs)), clock or SystemClock())
+                store.add_part(job.key, part)
+            parts[job.name] = part
     manifest = Manifest(
         format=FORMAT,
         name=model.name,
