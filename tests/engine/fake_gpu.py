@@ -1,6 +1,6 @@
 """A GPU made of ONNX Runtime: "plans" are the very graphs that TensorRT would be given, sessions run them on the CPU.
 
-What is tested with it is all that lies around TensorRT: the graphs' words and types, the proof, the gates, the manifest,
+What is tested with it is all that lies around TensorRT: the graphs' words and types, the proof, the gates, manifests,
 and loops over states that stay with a device. Numbers are true, times are made up.
 """
 

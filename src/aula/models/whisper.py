@@ -21,7 +21,6 @@ from aula.models import whisper_gpu, whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_clips import read_clips, read_sounds
 from aula.models.whisper_config import WhisperConfig, load_weights
-from aula.models.whisper_gpu import GPU_ROWS
 from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
@@ -73,9 +72,31 @@ def whisper_model(
         seeded=seeded,
     )
     decoder = decoder_recipe(checkpoint, f"{name}-decoder", task=evaluations.get("decoder"), seeded=seeded)
+    positions, slots = (
+        min(QUESTION_POSITIONS, config.max_source_positions),
+        min(QUESTION_SLOTS, config.max_target_positions),
+    )
+    window = config.max_source_positions
+    listens = whisper_gpu.listening
+    steps = whisper_gpu.stepping
     gpu_parts = {
-        "encoder": replace(encoder, task=None, low_borders=whisper_gpu.low_borders(config), half_tolerance=5e-2),
-        "decoder": whisper_gpu.stepper_recipe(checkpoint, f"{name}-decoder", LICENCES, seeded=seeded),
+        "encoder": replace(
+            whisper_gpu.listener_recipe(encoder, checkpoint, whisper_gpu.FEW),
+            profiles=(listens("question", 1, positions), listens("window", 1, window)),
+        ),
+        "decoder": whisper_gpu.stepper_recipe(
+            checkpoint,
+            f"{name}-decoder",
+            whisper_gpu.FEW,
+            (
+                steps("step", 1, positions, slots),
+                steps("prompt", 1, positions, slots),
+                steps("window-step", 1, window, slots),
+                steps("window-prompt", 1, window, slots),
+            ),
+            LICENCES,
+            seeded=seeded,
+        ),
     }
     return Model(name, {"encoder": encoder, "decoder": decoder}, gpu_parts=gpu_parts)
 
@@ -112,12 +133,6 @@ def encoder_recipe(
             Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
             Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
         ),
-        gpu_profiles=(
-            Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
-            Profile("questions", {"rows": _fixed(GPU_ROWS), "frames": _fixed(question)}),
-            Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
-        ),
-        rows="rows",
         limits={"frames": most},
         calibration=calibration,
         task=task,

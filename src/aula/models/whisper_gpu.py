@@ -1,4 +1,4 @@
-"""Whisper on a GPU: the decoder's recipe, and the greedy loop that never leaves the device.
+"""Whisper on a GPU: the recipes of its two parts, and the greedy loop that never leaves the device.
 
 The encoder writes its keys and values where the decoder reads them; prompt and step share their states; the host starts
 everything on one stream and waits once, for the text.
@@ -6,90 +6,119 @@ everything on one stream and waits once, for the text.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aula.backends.session import Session
 from aula.backends.tensorrt import DeviceTensor, TensorRtSession
 from aula.core.errors import EngineError
 from aula.core.types import Float32, Licence
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
+from aula.models.whisper_graphs import write_encoder
 from aula.models.whisper_reference import WhisperReference
-from aula.models.whisper_stepper import NEXT, low_borders, stepper_states, write_stepper
+from aula.models.whisper_stepper import NEXT, StepForm, low_borders, stepper_states, write_stepper
 
-__all__ = ["GPU_ROWS", "PROMPT", "WhisperStepping", "low_borders", "stepper_recipe"]
+__all__ = ["FEW", "GPU_ROWS", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
 
 GPU_ROWS = 64
-"""Utterances that one run of the decoder serves on a GPU."""
+"""Utterances that one run serves on a GPU, where many come at once."""
 SLOTS = 64
 POSITIONS = 250
+FRAMES_A_POSITION = 2
 PROMPT = 4
 """Start, language, task, no timestamps: read at once. Longer prompts are read on, token by token."""
+FEW, MANY = StepForm(), StepForm(stacked=True, low_caches=True)
+"""How a step is spelled for one row, and for many."""
 ANY_FIRST, ANY_TEXT = 2, 1
 """Rules (whisper_tokens.RULES) at the start of a text, and within one."""
 
 
+def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Recipe:
+    """The encoder's recipe for a GPU: what it hands to the decoder has the form in which the decoder takes it."""
+    config = WhisperConfig.from_checkpoint(checkpoint)
+    reference = base.reference
+
+    def stacked(inputs: Arrays) -> Arrays:
+        made = reference(inputs)
+        kept = {name: array for name, array in made.items() if not name.startswith("cross_")}
+        layers = range(config.decoder_layers)
+        return kept | {name: np.stack([made[f"{name}.{i}"] for i in layers]) for name in ("cross_k", "cross_v")}
+
+    return replace(
+        base,
+        write_graph=lambda: write_encoder(
+            config, load_weights(checkpoint, config.encoder_shapes()), stacked=form.stacked
+        ),
+        reference=stacked if form.stacked else reference,
+        task=None,
+        low_borders=low_borders(config, form),
+        half_tolerance=5e-2,
+        rows="rows",
+    )
+
+
 def stepper_recipe(
-    checkpoint: Checkpoint, name: str, licences: tuple[Licence, ...] = (), *, seeded: bool = False
+    checkpoint: Checkpoint,
+    name: str,
+    form: StepForm,
+    profiles: Sequence[Profile],
+    licences: tuple[Licence, ...] = (),
+    *,
+    seeded: bool = False,
 ) -> Recipe:
-    """`write_stepper` with its prompt graph. Profiles: "step" and "prompt" of one row that hears five seconds, "steps"
-    and "prompts" of many, "window step" and "window prompt" of one row that hears the whole context."""
+    """`write_stepper`; profiles whose names end in "prompt" or "prompts" read a prompt, the others go a step."""
     config = WhisperConfig.from_checkpoint(checkpoint)
     shapes = config.decoder_shapes()
     reference = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
-    slots, heard = min(SLOTS, config.max_target_positions), min(POSITIONS, config.max_source_positions)
-
-    def profile(name: str, rows: int, positions: int) -> Profile:
-        sizes = {"rows": rows, "slots": slots, "positions": positions}
-        return Profile(name, {dimension: Size(size, size, size) for dimension, size in sizes.items()})
-
-    served = {
-        "step": (1, heard),
-        "prompt": (1, heard),
-        "steps": (GPU_ROWS, heard),
-        "prompts": (GPU_ROWS, heard),
-        "window-step": (1, config.max_source_positions),
-        "window-prompt": (1, config.max_source_positions),
-    }
     steering = checkpoint.folder / "generation_config.json"
-    step = Recipe(
-        name=name,
-        revision=1,
-        sources=(
-            *checkpoint.weights_files,
-            checkpoint.folder / "config.json",
-            *((steering,) if steering.exists() else ()),
-        ),
-        write_graph=lambda: write_stepper(config, load_weights(checkpoint, shapes)),
-        example=lambda sizes, generator: _example(config, sizes, generator, 1),
-        reference=lambda inputs: _reference(config, reference, inputs, 1),
-        profiles=tuple(profile(name, *sizes) for name, sizes in served.items()),
-        limits={"slots": config.max_target_positions, "positions": config.max_source_positions},
-        states=stepper_states(config),
-        unproven=(f"text{NEXT}",),  # where two tokens are equally likely, another choice is no error
-        seeded=seeded,
-        licences=licences,
-        half_tolerance=5e-2,
-        low_borders=low_borders(config),
-        rows="rows",
-    )
-    prompt = replace(
-        step,
-        write_graph=lambda: write_stepper(config, load_weights(checkpoint, shapes), prompt_tokens=PROMPT),
-        example=lambda sizes, generator: _example(config, sizes, generator, PROMPT),
-        reference=lambda inputs: _reference(config, reference, inputs, PROMPT),
-    )
-    return replace(step, by_profile={name: prompt for name in served if "prompt" in name})
+    sources: tuple[Path, ...] = (*checkpoint.weights_files, checkpoint.folder / "config.json")
+
+    def recipe(count: int) -> Recipe:
+        return Recipe(
+            name=name,
+            revision=1,
+            sources=(*sources, *((steering,) if steering.exists() else ())),
+            write_graph=lambda: write_stepper(config, load_weights(checkpoint, shapes), form, prompt_tokens=count),
+            example=lambda sizes, generator: _example(config, form, sizes, generator, count),
+            reference=lambda inputs: _reference(config, form, reference, inputs, count),
+            profiles=tuple(profiles),
+            limits={"slots": config.max_target_positions, "positions": config.max_source_positions},
+            states=stepper_states(config, form),
+            unproven=(f"text{NEXT}",),  # where two tokens are equally likely, another choice is no error
+            seeded=seeded,
+            licences=licences,
+            half_tolerance=5e-2,
+            low_borders=low_borders(config, form),
+            rows="rows",
+        )
+
+    prompts = [profile.name for profile in profiles if profile.name.endswith(("prompt", "prompts"))]
+    return replace(recipe(1), by_profile=dict.fromkeys(prompts, recipe(PROMPT)))
 
 
-def _example(config: WhisperConfig, sizes: Mapping[str, int], generator: np.random.Generator, count: int) -> Arrays:
+def listening(name: str, rows: int, positions: int) -> Profile:
+    """Of the encoder: so many utterances, so long."""
+    return _fixed(name, rows=rows, frames=FRAMES_A_POSITION * positions)
+
+
+def stepping(name: str, rows: int, positions: int, slots: int) -> Profile:
+    """Of the decoder."""
+    return _fixed(name, rows=rows, slots=slots, positions=positions)
+
+
+def _fixed(name: str, **sizes: int) -> Profile:
+    return Profile(name, {dimension: Size(size, size, size) for dimension, size in sizes.items()})
+
+
+def _example(
+    config: WhisperConfig, form: StepForm, sizes: Mapping[str, int], generator: np.random.Generator, count: int
+) -> Arrays:
     """Prompts of as many tokens as are read at once, or one more: both rules are met. Later rows hear less."""
     rows, slots, positions = sizes["rows"], sizes["slots"], sizes["positions"]
-    heads, size = config.decoder_attention_heads, config.head_size
+    heads, size, layers = config.decoder_attention_heads, config.head_size, config.decoder_layers
     heard = np.full(rows, positions, dtype=np.int32)
     heard[1:] = generator.integers(1, positions + 1, rows - 1)
     position = np.zeros(rows, dtype=np.int32)
@@ -102,19 +131,24 @@ def _example(config: WhisperConfig, sizes: Mapping[str, int], generator: np.rand
         "prompt": generator.integers(count, count + 2, rows, dtype=np.int32),
         "heard": heard,
     }
-    for layer in range(config.decoder_layers):
-        inputs[f"self_k.{layer}"] = generator.standard_normal((rows, heads, size, slots), dtype=np.float32)
-        inputs[f"self_v.{layer}"] = generator.standard_normal((rows, heads, slots, size), dtype=np.float32)
-        for part in "kv":
-            shape = (rows, heads, positions, size)
-            inputs[f"cross_{part}.{layer}"] = generator.standard_normal(shape, dtype=np.float32)
-    return inputs
+    shapes: dict[str, tuple[int, ...]]
+    if form.stacked:
+        shapes = {"self_kv": (layers, rows, 2 * heads, slots, size)}
+        shapes |= {f"cross_{part}": (layers, rows, heads, positions, size) for part in "kv"}
+    else:
+        shapes = {f"self_k.{layer}": (rows, heads, size, slots) for layer in range(layers)}
+        shapes |= {f"self_v.{layer}": (rows, heads, slots, size) for layer in range(layers)}
+        shapes |= {f"cross_{p}.{layer}": (rows, heads, positions, size) for p in "kv" for layer in range(layers)}
+    return inputs | {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def _reference(config: WhisperConfig, reference: WhisperReference, inputs: Arrays, count: int) -> Arrays:
+def _reference(
+    config: WhisperConfig, form: StepForm, reference: WhisperReference, inputs: Arrays, count: int
+) -> Arrays:
     """What a step leaves behind, by the decoder's own reference."""
     text, position = inputs["text"], inputs["position"].astype(np.int64)
     rows, slots = text.shape
+    heads = config.decoder_attention_heads
     taken = position[:, None] + np.arange(count)
     rule = np.full((rows, count), ANY_TEXT, dtype=np.int64)
     rule[:, -1] = np.where(position + count == inputs["prompt"], ANY_FIRST, ANY_TEXT)
@@ -124,61 +158,44 @@ def _reference(config: WhisperConfig, reference: WhisperReference, inputs: Array
         "heard": inputs["heard"].astype(np.int64),
         "rule": rule,
     }
+    past: list[tuple[Any, Any]] = []
     for layer in range(config.decoder_layers):
-        asked[f"past_k.{layer}"] = inputs[f"self_k.{layer}"].swapaxes(2, 3)
-        asked[f"past_v.{layer}"] = inputs[f"self_v.{layer}"]
-        asked |= {name: inputs[name] for name in (f"cross_k.{layer}", f"cross_v.{layer}")}
+        if form.stacked:
+            key, value = inputs["self_kv"][layer, :, :heads], inputs["self_kv"][layer, :, heads:]
+            cross = (inputs["cross_k"][layer], inputs["cross_v"][layer])
+        else:
+            key, value = inputs[f"self_k.{layer}"].swapaxes(2, 3), inputs[f"self_v.{layer}"]
+            cross = (inputs[f"cross_k.{layer}"], inputs[f"cross_v.{layer}"])
+        past.append((key.astype(np.float64), value.astype(np.float64)))
+        asked |= {f"past_k.{layer}": key, f"past_v.{layer}": value}
+        asked |= {f"cross_k.{layer}": cross[0], f"cross_v.{layer}": cross[1]}
     made = reference.decode(asked)
     left: Arrays = {f"position{NEXT}": np.minimum(position + count, slots - 1)}
     likely = inputs["likely"].astype(np.float64)
-    new = made["new"]
     for row in range(rows):
         if position[row] + count < slots:
             likely[row, position[row] + count] = made["logprob"][row, -1]
+        for layer, pair in enumerate(past):
+            for side, cache in enumerate(pair):
+                cache[row, :, taken[row]] = made["new"][2 * layer + side, row].transpose(1, 0, 2)
     left[f"likely{NEXT}"] = likely
-    for layer in range(config.decoder_layers):
-        key = inputs[f"self_k.{layer}"].astype(np.float64)
-        value = inputs[f"self_v.{layer}"].astype(np.float64)
-        for row in range(rows):
-            key[row, :, :, taken[row]] = new[2 * layer, row].transpose(1, 0, 2)
-            value[row, :, taken[row]] = new[2 * layer + 1, row].transpose(1, 0, 2)
-        left |= {f"self_k.{layer}{NEXT}": key, f"self_v.{layer}{NEXT}": value}
+    if form.stacked:
+        left[f"self_kv{NEXT}"] = np.stack([np.concatenate(pair, axis=1) for pair in past])
+        return left
+    for layer, (key, value) in enumerate(past):
+        left |= {f"self_k.{layer}{NEXT}": key.swapaxes(2, 3), f"self_v.{layer}{NEXT}": value}
     return left
-
-
-class Stepper(Protocol):
-    """What the loop needs of a session on a device; `TensorRtSession` has it."""
-
-    def attach(self, name: str, tensor: DeviceTensor) -> None: ...
-
-    def device_tensor(self, name: str) -> DeviceTensor: ...
-
-    def enqueue(self, tensors: Mapping[str, NDArray[np.generic]]) -> None: ...
-
-    def read_state(self, name: str) -> NDArray[np.generic]: ...
-
-    def write_state(self, name: str, array: NDArray[np.generic]) -> None: ...
 
 
 class WhisperStepping:
     """As many utterances at once as the engines have rows. Not for two threads at once.
 
-    `encoder`, `prompt` and `step` are sessions of one bundle on one GPU, for the same rows and positions; the encoder
-    may have fewer rows, and then listens several times. They are closed by `close`.
+    `encoder`, `prompt` and `step` are sessions on one GPU, for the same rows and positions. They are closed by `close`.
     """
 
-    def __init__(
-        self, config: WhisperConfig, encoder: TensorRtSession, prompt: TensorRtSession, step: TensorRtSession
-    ) -> None:
-        self._config = config
+    def __init__(self, encoder: TensorRtSession, prompt: TensorRtSession, step: TensorRtSession) -> None:
         self._encoder, self._prompt, self._step = encoder, prompt, step
         self.rows, self._slots = step.device_tensor("text").shape
-        self._batch = encoder.device_tensor("mel").shape[0]
-        if self.rows % self._batch:
-            raise EngineError(
-                f"an encoder of {self._batch} rows does not divide a decoder of {self.rows}",
-                next_step="open both for the same rows",
-            )
         # Everything on the encoder's stream; what one writes is read where it lies.
         for session in (prompt, step):
             session.follow(encoder)
@@ -186,26 +203,39 @@ class WhisperStepping:
             prompt.attach(pair.input, step.device_tensor(pair.input))
         for name in ("prompt", "heard"):
             step.attach(name, prompt.device_tensor(name))
-        self._cross = [f"cross_{part}.{layer}" for layer in range(config.decoder_layers) for part in "kv"]
-        for name in self._cross:
+        cross = [spec.name for spec in step.inputs if spec.name.startswith("cross_")]
+        for name in cross:
             prompt.attach(name, step.device_tensor(name))
-        self._heard = np.full(self.rows, step.device_tensor("cross_k.0").shape[2], dtype=np.int32)
+            encoder.attach(name, step.device_tensor(name))
+        # Nobody asks for the hidden states; they stay where they are.
+        encoder.attach("hidden", encoder.device_tensor("hidden"))
+        positions = step.device_tensor(cross[0]).shape[-2]
+        self._heard = np.full(self.rows, positions, dtype=np.int32)
         self._text = np.zeros((self.rows, self._slots), dtype=np.int32)
-        self._place(0)
+        self._start = np.zeros(self.rows, dtype=np.int32)
+        self._resident = False
+
+    def keep_mel(self, mel: DeviceTensor) -> None:
+        """Listen to what lies in this memory from now on, which somebody else fills."""
+        self._encoder.attach("mel", mel)
+        self._resident = True
 
     def write(
-        self, mel: Float32, prompt: Sequence[int], tokens: int, *, end: int | None = None, look: int = 8
+        self, mel: Float32 | None, prompt: Sequence[int], tokens: int, *, end: int | None = None, look: int = 8
     ) -> list[list[int]]:
-        """Greedy texts of at most `tokens` tokens, the prompt left out. `mel`, float32 [rows, bins, frames], may have
-        fewer rows than the engines; with `end`, texts stop there, and after every `look` steps it is looked whether all
-        have. Raises EngineError for too many rows, no prompt or more tokens than there are slots."""
-        count = len(mel)
-        self._check(count, prompt, tokens)
+        """Greedy texts of at most `tokens` tokens, the prompt left out.
+
+        `mel`, float32 [rows, bins, frames], may have fewer rows than the engines; None where it is kept on the device.
+        With `end`, texts stop there, and after every `look` steps it is looked whether all have. Raises EngineError for
+        too many rows, too short a prompt or more tokens than there are slots.
+        """
+        count = self.rows if mel is None else len(mel)
+        self._check(count, prompt, tokens, mel)
         self._text[:] = 0
         self._text[:, : len(prompt)] = prompt
         self._step.write_state("text", self._text)
-        self._step.write_state("position", np.zeros(self.rows, dtype=np.int32))
-        self._listen(mel)
+        self._step.write_state("position", self._start)
+        self._encoder.enqueue({} if mel is None else {"mel": self._padded(mel)})
         given = np.full(self.rows, len(prompt), dtype=np.int32)
         self._prompt.enqueue({"prompt": given, "heard": self._heard})
         left = len(prompt) - PROMPT + tokens - 1
@@ -223,25 +253,21 @@ class WhisperStepping:
         for session in (self._step, self._prompt, self._encoder):
             session.close()
 
-    def _listen(self, mel: Float32) -> None:
-        for first in range(0, len(mel), self._batch):
-            part = mel[first : first + self._batch]
-            if len(part) < self._batch:
-                part = np.concatenate([part, np.zeros((self._batch - len(part), *mel.shape[1:]), dtype=np.float32)])
-            self._place(first)
-            self._encoder.enqueue({"mel": np.ascontiguousarray(part)})
-
-    def _place(self, first: int) -> None:
-        """Let the encoder write the keys and values of the rows from `first` on."""
-        if self._batch < self.rows or first == 0:
-            for name in self._cross:
-                self._encoder.attach(name, self._step.device_tensor(name).part(first, self._batch))
+    def _padded(self, mel: Float32) -> Float32:
+        if len(mel) == self.rows:
+            return np.ascontiguousarray(mel)
+        return np.concatenate([mel, np.zeros((self.rows - len(mel), *mel.shape[1:]), dtype=np.float32)])
 
     def _texts(self, count: int, given: int, tokens: int) -> list[list[int]]:
         text = self._step.read_state("text")[:count, given : given + tokens]
         return [[int(token) for token in row] for row in text]
 
-    def _check(self, count: int, prompt: Sequence[int], tokens: int) -> None:
+    def _check(self, count: int, prompt: Sequence[int], tokens: int, mel: Float32 | None) -> None:
+        if (mel is None) != self._resident:
+            raise EngineError(
+                "the sound lies on the device already" if self._resident else "no sound was given",
+                next_step="give mel, or keep_mel() once and None from then on",
+            )
         if not 0 < count <= self.rows:
             raise EngineError(
                 f"{count} utterances for engines of {self.rows} rows", next_step=f"give 1 to {self.rows} at a time"
@@ -252,17 +278,3 @@ class WhisperStepping:
                 f"or the prompt is shorter than {PROMPT}",
                 next_step="shorten the prompt, or build for more slots",
             )
-
-
-def open_stepping(config: WhisperConfig, encoder: Session, prompt: Session, step: Session) -> WhisperStepping:
-    """Raises EngineError for sessions that are not on a GPU."""
-    for session in (encoder, prompt, step):
-        if not isinstance(session, TensorRtSession):
-            raise EngineError(
-                f"{type(session).__name__} keeps no states on a device",
-                next_step="open the parts of a bundle for a GPU; on a CPU use WhisperDecoding",
-            )
-    assert isinstance(encoder, TensorRtSession)
-    assert isinstance(prompt, TensorRtSession)
-    assert isinstance(step, TensorRtSession)
-    return WhisperStepping(config, encoder, prompt, step)

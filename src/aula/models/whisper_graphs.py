@@ -137,9 +137,10 @@ class _Writer:
         return self.op.where(allowed, self.constant(np.float32(0)), self.constant(np.float32(NEVER)))
 
 
-def write_encoder(config: WhisperConfig, weights: Mapping[str, Float32]) -> "onnx.ModelProto":
+def write_encoder(config: WhisperConfig, weights: Mapping[str, Float32], *, stacked: bool = False) -> "onnx.ModelProto":
     """mel, float32 [rows, bins, frames] (frames even, up to 2 * max_source_positions), to hidden, float32 [rows,
-    positions, d_model], and cross_k.I, cross_v.I of every decoder layer, float32 [rows, heads, positions, size].
+    positions, d_model], and cross_k.I, cross_v.I of every decoder layer, float32 [rows, heads, positions, size];
+    stacked those of all layers in one, cross_k and cross_v, float32 [layers, rows, heads, positions, size].
     """
     w = _Writer(weights)
     op, hidden = w.op, config.d_model
@@ -169,6 +170,10 @@ def write_encoder(config: WhisperConfig, weights: Mapping[str, Float32]) -> "onn
         names = [f"decoder.layers.{layer}.encoder_attn.{part}_proj" for part in "kv"]
         key, value = (w.heads(w.linear(x, name), config.decoder_attention_heads, config.head_size) for name in names)
         outputs |= {f"cross_k.{layer}": key, f"cross_v.{layer}": value}
+    if stacked:
+        for name in ("cross_k", "cross_v"):
+            parts = [outputs.pop(f"{name}.{layer}") for layer in range(config.decoder_layers)]
+            outputs[name] = op.concat([op.unsqueeze(part, w.shape(0)) for part in parts], axis=0)
     return w.model({"mel": mel}, outputs)
 
 
