@@ -195,6 +195,15 @@ class Cuda:
         major, minor = (kinds(75), kinds(76)) if kinds else (75, 76)
         return ".".join(str(self.call("cudaDeviceGetAttribute", kind, self.device)) for kind in (major, minor))
 
+    def name(self) -> str:
+        """The product's name, like "NVIDIA L4"."""
+        told = self.call("cudaGetDeviceProperties", self.device).name
+        return told.decode().rstrip("\0") if isinstance(told, bytes) else str(told)
+
+    def count(self) -> int:
+        """GPUs that this process may use."""
+        return int(self.call("cudaGetDeviceCount"))
+
     def driver(self) -> str:
         """The newest CUDA that the driver serves, like "13.0"."""
         version = int(self.call("cudaDriverGetVersion"))

@@ -122,6 +122,14 @@ class Session:
                 )
             self._states[pair.input] = np.full(cast(tuple[int, ...], shape), pair.initial, dtype=spec.dtype)
 
+    def dtype_of(self, name: str) -> str:
+        """The element type of an input or a state. Raises BackendError for another name."""
+        if name not in self._specs:
+            raise BackendError(
+                f"the engine has no input {name!r}", available=list(self._specs), next_step="name one of these"
+            )
+        return self._specs[name].dtype
+
     def precisions(self) -> dict[str, int]:
         """How many of the matrix products and convolutions truly run in each precision, as the runtime tells;
         {} where it does not tell."""

@@ -24,8 +24,9 @@ from aula.core.errors import BackendError, DeviceLostError
 from aula.core.types import TensorSpec
 
 Shape = tuple[int, ...]
-Key = tuple[tuple[Shape, ...], int]
-"""What a CUDA graph is for: the inputs' shapes, and whose turn it is among double buffers."""
+Key = tuple[tuple[Shape, ...], int, frozenset[tuple[str, int]]]
+"""What a CUDA graph is for: the inputs' shapes, whose turn it is among double buffers, and where attached tensors
+lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class TensorRtSession(Session):
             self._pairs = {pair.input: pair for pair in options.states}
             self._returned = {pair.output: pair for pair in options.states}
             self._attached: dict[str, DeviceTensor] = {}
+            self._places: frozenset[tuple[str, int]] = frozenset()
             self._held: dict[tuple[str, int], DeviceTensor] = {}
             self._pinned: dict[tuple[str, Shape], Pinned] = {}
             self._graphs: dict[Key, int] = {}
@@ -144,9 +146,9 @@ class TensorRtSession(Session):
         self._attached[name] = tensor
         if pair is not None:
             self._attached[pair.output] = tensor
+        self._places = frozenset((known, other.address) for known, other in self._attached.items())
         self.inputs = tuple(spec for spec in self.inputs if spec.name != name)
         self.outputs = tuple(spec for spec in self.outputs if spec.name != name)
-        self._forget_graphs()
 
     def follow(self, other: "TensorRtSession") -> None:
         """Start on the other's stream from now on: what it was told to write is there before this session reads it.
@@ -263,7 +265,7 @@ class TensorRtSession(Session):
         self._go()
 
     def _go(self) -> None:
-        key = (self._shapes, self._turn)
+        key = (self._shapes, self._turn, self._places)
         if key in self._graphs:
             self._cuda.launch(self._graphs[key], self._stream)
             self._counts["replayed"] += 1

@@ -1,25 +1,30 @@
 """`aula build`, `aula inspect` and `aula verify`"""
 
+import os
 import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
-from aula.cli.engine_tables import plain, print_bundle, print_verdict
+from aula.backends.gpus import list_gpus
+from aula.cli.engine_tables import bundle_as_json, plain, print_bundle, print_verdict
+from aula.cli.farm import Asked, build_everywhere, progress_lines
 from aula.cli.output import print_json, progress_bar, results
 from aula.core.errors import EngineError, ModelNotFoundError
 from aula.core.settings import Settings, load_settings
 from aula.engine.build import MOST_DROP, TARGETS, BuildOptions
 from aula.engine.build import build as build_bundle
 from aula.engine.bundle import Bundle
+from aula.engine.farm import assign
+from aula.engine.locks import device_held, is_held
 from aula.engine.manifest import TargetEngine
 from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE, Model, Profile, Size
 from aula.engine.store import Store, open_store
-from aula.engine.targets import PRECISIONS
+from aula.engine.targets import PRECISIONS, read_targets
 from aula.engine.verdicts import verdict_written
 from aula.engine.verify import verify
 from aula.models.catalogue import NAMES, Evidence, find_model
@@ -48,7 +53,12 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
 
 @click.command(short_help="Turn a trained model into the fastest engines that pass their gate.")
 @click.argument("model")
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="What to build for.")
+@click.option("--target", type=click.Choice(TARGETS), show_default="cpu", help="What to build for.")
+@click.option(
+    "--targets",
+    metavar="LIST",
+    help="Build for all of these that this machine has, beside each other, into one bundle: sm75,sm89,cpu.",
+)
 @click.option(
     "--precision",
     "precisions",
@@ -71,10 +81,14 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     "--verdict", metavar="FILE", help="Write here, or to this URL, as JSON: did the build pass, and if not, why."
 )
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
+@click.option(
+    "--progress-lines", "as_lines", is_flag=True, hidden=True, help="Progress as JSON lines on standard error."
+)
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object.")
 def build(
     model: str,
-    target: str,
+    target: str | None,
+    targets: str | None,
     precisions: tuple[str, ...],
     profiles: tuple[str, ...],
     calibrate: Path | None,
@@ -83,6 +97,7 @@ def build(
     most_drop: float,
     verdict: str | None,
     rebuild: bool,
+    as_lines: bool,
     as_json: bool,
 ) -> None:
     """Turn a trained model into the fastest engines that pass their gate.
@@ -92,6 +107,9 @@ def build(
     proven on every backend, at every profile, against a plain reference; lower precisions are judged by the task's
     own metric on labelled examples, and kept only if they lose at most --most-drop points and are faster.
 
+    With --targets each target is built by a process of its own; those that this machine has no GPU for are left out,
+    and said.
+
     \b
     Example:
       aula build minilm --precision int8
@@ -100,15 +118,25 @@ def build(
       aula build ./whisper-small --precision int8 --calibrate recordings/ --labelled transcripts.tsv
       aula build model.onnx --profile "usual:batch=1-1-8,sequence=3-16-64"
       aula build openai/whisper-small --store s3://school/engines
+      aula build minilm --targets sm75,sm89,cpu
     """
-    with verdict_written(verdict, model, target) as passed, progress_bar(quiet=as_json) as report:
+    if targets is not None:
+        if target or verdict:
+            raise click.UsageError("--targets builds for several; --target and --verdict are for one.")
+        asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild)
+        build_everywhere(asked, read_targets(targets), as_json=as_json)
+        return
+    target = target or "cpu"
+    shown = progress_lines() if as_lines else progress_bar(quiet=as_json)
+    with verdict_written(verdict, model, target) as passed, shown as report:
         settings = load_settings()
         engines = _store(store, settings)
         options = BuildOptions(
             ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
         )
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
-        bundle = build_bundle(found, engines, options, progress=report)
+        exclusive = _exclusive(target, settings.home / "locks", report)
+        bundle = build_bundle(found, engines, options, progress=report, exclusive=exclusive)
         passed(bundle)
     if as_json:
         print_json(bundle_as_json(bundle))
@@ -206,6 +234,18 @@ def verify_bundle(
         raise SystemExit(EngineError.exit_code)
 
 
+def _exclusive(target: str, locks: Path, report: Progress) -> Callable[[], AbstractContextManager[None]]:
+    """Holds the device that is built on: the CPU, or the GPU that CUDA shall choose. Without such a GPU there is
+    nothing to hold, and the builder says what is missing."""
+    jobs, _ = assign([target], list_gpus(), lambda gpu: not is_held(locks, gpu.uuid))
+    if not jobs:
+        return nullcontext
+    gpu = jobs[0].gpu
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return lambda: device_held(locks, gpu.uuid if gpu else target, lambda what: report(what, 0.0))
+
+
 def _model_again(
     bundle: Bundle,
     target: str,
@@ -250,8 +290,3 @@ def _again(store: str | None) -> str:
 
 def _store(place: str | None, settings: Settings) -> Store:
     return open_store(place or settings.home / "engines", settings.home / "fetched")
-
-
-def bundle_as_json(bundle: Bundle) -> dict[str, Any]:
-    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
-    return {"files": str(bundle.files), **manifest}

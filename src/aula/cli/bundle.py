@@ -4,8 +4,8 @@ import shlex
 
 import click
 
-from aula.cli.build import bundle_as_json, store_option
-from aula.cli.engine_tables import print_bundle
+from aula.cli.build import store_option
+from aula.cli.engine_tables import bundle_as_json, print_bundle
 from aula.cli.output import print_json, results
 from aula.core.settings import load_settings
 from aula.engine.merge import find_bundles

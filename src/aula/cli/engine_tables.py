@@ -2,7 +2,9 @@
 is, never read as markup."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,12 @@ MOST_LAYERS = 4
 def plain(text: str, style: str = "") -> Text:
     """The text, with a mark for each character that would not print but act on the terminal."""
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), style)
+
+
+def bundle_as_json(bundle: Bundle) -> dict[str, Any]:
+    """The manifest, and the folder in which its files lie."""
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    return {"files": str(bundle.files), **manifest}
 
 
 def print_bundle(console: Console, bundle: Bundle) -> None:

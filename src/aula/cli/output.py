@@ -110,22 +110,43 @@ def report_defect(error: BaseException, *, debug: bool) -> NoReturn:
 
 
 @contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, str, float], None]]:
+    """As `progress_bar`, for several pieces of work at once: a callback whose first word names the piece."""
+    if quiet:
+        yield lambda _name, _what, _share: None
+        return
+    with _bars() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, what: str, share: float) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task("", total=1.0)
+            bars.update(tasks[name], description=f"{name}: {what}", completed=share)
+
+        yield report
+
+
+@contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     """A callback for long work: what is being done, and the share done, 0 to 1. Each `what` gets no line of its
     own; one bar a piece of work that begins again at 0."""
     if quiet:
         yield lambda _what, _share: None
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=notices(), transient=True) as bars:
+    with _bars() as bars:
         task: TaskID = bars.add_task("", total=1.0, visible=False)
 
         def report(what: str, share: float) -> None:
             bars.update(task, description=what, completed=share, visible=share < 1.0)
 
         yield report
+
+
+def _bars() -> Progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=notices(), transient=True)

@@ -18,14 +18,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aula.backends.tensorrt_runtime import Runtime, is_short_of_memory
 from aula.core.errors import BackendError, DeviceMemoryError, EngineError
 
 Extents = tuple[int, int, int]
 """Least, usual and greatest size of a free dimension."""
-COMPATIBILITIES = ("exact", "ampere-plus", "same-capability")
+Compatibility = Literal["exact", "ampere-plus", "same-capability"]
+COMPATIBILITIES: tuple[Compatibility, ...] = ("exact", "ampere-plus", "same-capability")
 LEVELS = range(6)
 USUAL_LEVEL = 3
 """TensorRT's own default. Level 5 took six times as long for BERT-base on an H100 (260 s, not 41) and came out slower
@@ -40,7 +41,7 @@ class PlanOptions:
     are refitted from the ONNX file when they are opened (TensorRT 10 on)."""
 
     level: int = USUAL_LEVEL
-    compatibility: str = "exact"
+    compatibility: Compatibility = "exact"
     version_compatible: bool = False
     stripped: bool = False
 
