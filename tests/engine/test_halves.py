@@ -35,8 +35,10 @@ def _lowered(model: Any, precision: str = "fp16", **options: Any) -> Any:
     for mine, theirs in zip(
         [*lowered.graph.input, *lowered.graph.output], [*model.graph.input, *model.graph.output], strict=True
     ):
+        kind = theirs.type.tensor_type.elem_type
         assert mine.name == theirs.name
-        assert mine.type.tensor_type.elem_type == theirs.type.tensor_type.elem_type
+        lowered_too = kind == FLOAT and mine.name in options.get("borders", ())
+        assert mine.type.tensor_type.elem_type == (LOW[precision] if lowered_too else kind)
     _no_idle_casts(lowered)
     return lowered
 
@@ -337,6 +339,118 @@ def test_bf16_convolutions_are_raised_to_the_operator_set_that_has_them() -> Non
     assert shares(_lowered(model, "bf16")) == {"bf16": 1}
     model.opset_import[0].version = 11
     assert shares(_lowered(model, "bf16")) == {"fp32": 1}, "too old to be raised by adding types"
+
+
+# Borders: states, and what one engine hands to the next.
+
+
+def _stepping() -> Any:
+    """A cache that grows by what is computed, and scores of all of it."""
+    nodes = [
+        node("MatMul", "x w", "new"),
+        node("Concat", "cache new", "cache_next", axis=0),
+        node("MatMul", "cache_next w", "scores"),
+        node("Softmax", "scores", "shares"),
+    ]
+    shapes = {"x": ("n", 8), "cache": ("m", 8), "cache_next": ("k", 8), "scores": ("k", 8), "shares": ("k", 8)}
+    values = {name: value(name, FLOAT, *shape) for name, shape in shapes.items()}
+    outputs = [values[name] for name in ("cache_next", "scores", "shares")]
+    return model_of(nodes, [values["x"], values["cache"]], outputs, {"w": W})
+
+
+def _step(model: Any, kind: Any) -> Any:
+    generator = np.random.default_rng(2)
+    given = {"x": generator.normal(size=(1, 8)).astype(np.float32), "cache": generator.normal(size=(4, 8)).astype(kind)}
+    return run(model, given)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("borders", [("cache", "cache_next"), ("cache", "cache_next", "shares"), ("shares",), ("x",)])
+def test_borders_take_the_low_type_on_both_sides(precision: str, borders: tuple[str, ...]) -> None:
+    model = _stepping()
+    lowered = _lowered(model, precision, borders=borders)
+    assert shares(lowered) == {precision: 2}
+    if precision == "fp16" and "x" not in borders:
+        got = _step(lowered, np.float16 if "cache" in borders else np.float32)
+        wanted = _step(model, np.float32)
+        assert {name: array.dtype == np.float16 for name, array in got.items()} == {
+            name: name in borders for name in wanted
+        }
+        assert max(_error(got[name], wanted[name]) for name in wanted) < TOLERANCE["fp16"]
+
+
+def test_a_state_in_the_low_type_is_cast_nowhere() -> None:
+    lowered = _lowered(_stepping(), borders=("cache", "cache_next", "scores"))
+    assert [(made.input[0], made.output[0]) for made in lowered.graph.node if made.op_type == "Cast"] == [
+        ("x", "x/fp16"),
+        ("scores", "scores/fp32"),
+    ]
+
+
+def test_an_output_that_is_computed_in_fp32_is_cast_at_the_end() -> None:
+    lowered = _lowered(_stepping(), borders=("shares",))
+    last = next(made for made in lowered.graph.node if "shares" in made.output)
+    assert (last.op_type, list(last.input)) == ("Cast", ["shares/fp32"])
+    assert _type_of(lowered, "shares/fp32") == FLOAT
+
+
+@pytest.mark.parametrize("borders", [(), ("s",)])
+def test_an_output_and_what_needs_it_in_the_other_type_share_one_cast(borders: tuple[str, ...]) -> None:
+    """s is computed in FP32; a product behind it wants it low, a softmax wants it high."""
+    nodes = [
+        node("Softmax", "x", "s"),
+        node("MatMul", "s w", "p"),
+        node("Softmax", "s", "t"),
+    ]
+    model = model_of(
+        nodes, [value("x", FLOAT, "n", 8)], [value(name, FLOAT, "n", 8) for name in ("s", "p", "t")], {"w": W}
+    )
+    lowered = _lowered(model, borders=borders)
+    x = {"x": np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)}
+    got, wanted = run(lowered, x), run(model, x)
+    assert max(_error(got[name], wanted[name]) for name in wanted) < TOLERANCE["fp16"]
+    casts = [made for made in lowered.graph.node if made.op_type == "Cast"]
+    assert len(casts) == 2, "s down, p up"
+
+
+def test_a_border_beyond_the_range_is_clamped_to_it() -> None:
+    model = model_of(
+        [node("Add", "x far", "y")], [value("x", FLOAT, 3)], [value("y", FLOAT, 3)], {"far": np.float32(-3.4e38)}
+    )
+    lowered = _lowered(model, borders=("y",))
+    assert run(lowered, {"x": np.ones(3, np.float32)})["y"].tolist() == [-65504] * 3
+
+
+def test_bodies_see_borders_in_the_type_that_they_were_written_for() -> None:
+    import onnx
+
+    branch = onnx.helper.make_graph([node("Add", "s r", "b")], "body", [], [value("b", FLOAT, "n", 8)])
+    nodes = [
+        node("Softmax", "x", "s"),
+        node("MatMul", "state w", "r"),
+        node("If", "c", "y", then_branch=branch, else_branch=branch),
+    ]
+    inputs = [value("x", FLOAT, "n", 8), value("state", FLOAT, "n", 8), scalar("c", BOOL)]
+    model = model_of(nodes, inputs, [value(name, FLOAT, "n", 8) for name in ("s", "r", "y")], {"w": W})
+    lowered = _lowered(model, borders=("state", "s", "r"))
+    generator = np.random.default_rng(5)
+    x, state = (generator.normal(size=(2, 8)).astype(np.float32) for _ in range(2))
+    got = run(lowered, {"x": x, "state": state.astype(np.float16), "c": np.array(True)})
+    wanted = run(model, {"x": x, "state": state, "c": np.array(True)})
+    assert max(_error(got[name], wanted[name]) for name in wanted) < TOLERANCE["fp16"]
+
+
+def test_the_caches_of_whisper_s_decoder_can_be_borders(recipes: dict[str, Recipe]) -> None:
+    recipe = recipes["decoder"]
+    model = recipe.write_graph()
+    caches = {each.name for each in model.graph.input if each.type.tensor_type.elem_type == FLOAT} | {"new"}
+    assert len(caches) == 13
+    lowered = _lowered(model, borders=caches)
+    inputs = recipe.example(recipe.profiles[0].usual, np.random.default_rng(0))
+    halved = {name: array.astype(np.float16) if name in caches else array for name, array in inputs.items()}
+    got, wanted = run(lowered, halved), run(model, inputs)
+    assert [got[name].dtype.name for name in ("new", "logprob")] == ["float16", "float32"]
+    assert max(_error(got[name], wanted[name]) for name in wanted if name != "next") < TOLERANCE["fp16"]
 
 
 def test_another_precision_is_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from aula.core.errors import EngineError
 from aula.engine.passes import fold_in_place, value_types
-from aula.engine.walk import all_graphs, copied, infer_shapes, opset, prune
+from aula.engine.walk import all_graphs, constant_nodes_to_initialisers, copied, infer_shapes, opset, prune
 
 if TYPE_CHECKING:
     import onnx
@@ -45,27 +45,30 @@ def specialise(model: "onnx.ModelProto", sizes: Mapping[str, int]) -> "onnx.Mode
 def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """A copy in opset 17 with the same inputs, outputs and meaning.
 
-    Raises EngineError for an operator of a newer set that has no older spelling here.
+    Raises EngineError for an operator of a newer set, or what one says there, that has no older spelling here.
     """
     result = copied(model)
+    constant_nodes_to_initialisers(result)
     _Rewriting(result).run()
-    _check(result)
+    for graph in all_graphs(result.graph):
+        for node in graph.node:
+            if node.domain in ("", "ai.onnx"):
+                _settle(node, opset(model))
     for entry in result.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = min(entry.version, OPSET)
     # Readers of opset 17 expect the form that was current with it.
     result.ir_version = min(result.ir_version, 8)
-    return result
+    return prune(result)
 
 
 class _Rewriting:
     """One pass over the outermost graph; bodies of If, Loop and Scan are left as they are."""
 
     def __init__(self, model: "onnx.ModelProto") -> None:
-        self._graph = model.graph
-        self._opset = opset(model)
-        self._kinds = value_types(infer_shapes(model).graph)
-        self._shapes = _shapes(infer_shapes(model).graph)
+        self._graph = infer_shapes(model).graph
+        self._kinds = value_types(self._graph)
+        self._shapes = _shapes(self._graph)
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
 
@@ -75,18 +78,18 @@ class _Rewriting:
         held = onnx.GraphProto()
         held.node.extend(self._graph.node)
         for node in held.node:
-            if node.op_type == "Gelu" and node.domain in ("", "ai.onnx"):
+            if node.domain not in ("", "ai.onnx"):
+                self._nodes.append(node)
+            elif node.op_type == "Gelu":
                 self._gelu(node)
-                continue
-            if node.op_type == "Split":
-                self._split(node)
-            elif node.op_type in _AXES_WERE_ATTRIBUTE and len(node.input) > 1:
-                self._axes(node)
-            elif node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear"):
-                _drop(node, {"saturate", "block_size", "output_dtype", "precision", "round_mode"})
-            elif node.op_type == "Reshape":
-                _drop(node, {"allowzero"}, only=0)
-            self._nodes.append(node)
+            else:
+                if node.op_type == "Split":
+                    self._split(node)
+                elif node.op_type in _AXES_WERE_ATTRIBUTE:
+                    self._axes(node)
+                elif node.op_type == "QuantizeLinear" and len(node.input) > 2:
+                    _drop(node, {"output_dtype"})  # the zero point says it
+                self._nodes.append(node)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
 
@@ -94,14 +97,14 @@ class _Rewriting:
         """Hendrycks & Gimpel 2016 (arXiv:1606.08415): x * (1 + erf(x / sqrt 2)) / 2, or its form by tanh."""
         x, y = node.input[0], node.output[0]
         kind = self._kinds.get(x, 1)
-        name = node.name or y
-        approximate = next((a.s for a in node.attribute if a.name == "approximate"), b"none")
+        approximate = _attribute(node, "approximate", b"none")
 
         def step(operator: str, inputs: list[str], part: str) -> str:
             import onnx
 
-            output = y if part == "out" else f"{name}/{part}"
-            self._nodes.append(onnx.helper.make_node(operator, inputs, [output], name=f"{name}/{part}"))
+            # Values are called after the output: names of nodes may be empty, or there twice.
+            output = y if part == "out" else f"{y}/{part}"
+            self._nodes.append(onnx.helper.make_node(operator, inputs, [output], name=f"{node.name or y}/{part}"))
             return output
 
         def number(value: float) -> str:
@@ -120,7 +123,7 @@ class _Rewriting:
         """Opset 18 may say how many parts; before, a Split without sizes made as many as it has outputs."""
         count = len(node.output)
         if len(node.input) < 2 or not node.input[1]:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            axis = _attribute(node, "axis", 0)
             shape = self._shapes.get(node.input[0], ())
             size = shape[axis] if -len(shape) <= axis < len(shape) else None
             if isinstance(size, int) and size % count:
@@ -131,17 +134,21 @@ class _Rewriting:
         _drop(node, {"num_outputs"})
 
     def _axes(self, node: "onnx.NodeProto") -> None:
+        """Opset 18 takes them as an input, and without any may reduce nothing."""
         import onnx
 
-        name = node.input[1]
-        if name:
-            if name not in self._tensors:
-                raise EngineError(
-                    f"{node.op_type} {node.name!r} computes its axes, which TensorRT does not take",
-                    next_step="export the model with constant axes",
-                )
-            axes = onnx.numpy_helper.to_array(self._tensors[name]).tolist()
+        name = node.input[1] if len(node.input) > 1 else ""
+        if name and name not in self._tensors:
+            raise EngineError(
+                f"{node.op_type} {node.name!r} computes its axes, which TensorRT does not take",
+                next_step="export the model with constant axes",
+            )
+        axes = onnx.numpy_helper.to_array(self._tensors[name]).tolist() if name else []
+        if axes:
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        elif _attribute(node, "noop_with_empty_axes", 0):
+            node.op_type = "Identity"
+            _drop(node, {"keepdims"})
         del node.input[1:]
         _drop(node, {"noop_with_empty_axes"})
 
@@ -168,11 +175,15 @@ class _Rewriting:
         self._tensors[name] = tensor
 
 
-def _drop(node: "onnx.NodeProto", names: set[str], only: int | None = None) -> None:
-    """Take away attributes; with `only`, where they have that value alone."""
+def _attribute(node: "onnx.NodeProto", name: str, default: Any) -> Any:
+    import onnx
+
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def _drop(node: "onnx.NodeProto", names: set[str]) -> None:
     for place in range(len(node.attribute) - 1, -1, -1):
-        attribute = node.attribute[place]
-        if attribute.name in names and (only is None or attribute.i == only):
+        if node.attribute[place].name in names:
             del node.attribute[place]
 
 
@@ -185,19 +196,39 @@ def _shapes(graph: "onnx.GraphProto") -> dict[str, tuple[int | None, ...]]:
     }
 
 
-def _check(model: "onnx.ModelProto") -> None:
-    """Raises EngineError for an operator that opset 17 does not have."""
+def _settle(node: "onnx.NodeProto", version: int) -> None:
+    """Let a node say no more than opset 17 knows: an attribute that came later is dropped where it has its default,
+    which is what all did before it came.
+
+    Raises EngineError, naming the node, for an operator that opset 17 does not have, and for one that says more there.
+    """
     import onnx
 
-    for graph in all_graphs(model.graph):
-        for node in graph.node:
-            if node.domain not in ("", "ai.onnx"):
-                continue
-            try:
-                onnx.defs.get_schema(node.op_type, min(opset(model), OPSET), "")
-            except onnx.defs.SchemaError as error:
-                raise EngineError(
-                    f"the operator {node.op_type} ({node.name!r}) came after opset {OPSET}, and TensorRT 8.6 does not "
-                    "know it",
-                    next_step=f"export the model with opset {OPSET}, or build for the CPU: --target cpu",
-                ) from error
+    if version <= OPSET:
+        return
+    try:
+        old = onnx.defs.get_schema(node.op_type, OPSET, "")
+    except onnx.defs.SchemaError as error:
+        raise _too_new(node, "came") from error
+    new = onnx.defs.get_schema(node.op_type, version, "")
+    for attribute in list(node.attribute):
+        if attribute.name in old.attributes:
+            continue
+        value, default = onnx.helper.get_attribute_value(attribute), new.attributes[attribute.name].default_value
+        undilated = attribute.name == "dilations" and set(value) == {1}
+        if not undilated and not (default.type and value == onnx.helper.get_attribute_value(default)):
+            raise _too_new(node, f"learnt {attribute.name}")
+        _drop(node, {attribute.name})
+    if node.op_type == "GridSample":
+        mode = _attribute(node, "mode", b"linear").decode()
+        if mode not in ("bilinear", "bicubic", "nearest"):
+            raise _too_new(node, f"says mode {mode}, which it learnt")
+    if len(node.input) > old.max_input:
+        raise _too_new(node, f"learnt {len(node.input)} inputs")
+
+
+def _too_new(node: "onnx.NodeProto", what: str) -> EngineError:
+    return EngineError(
+        f"the operator {node.op_type} ({node.name!r}) {what} after opset {OPSET}, and TensorRT 8.6 does not know it",
+        next_step=f"export the model with opset {OPSET}, or build for the CPU: --target cpu",
+    )

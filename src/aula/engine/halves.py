@@ -137,9 +137,7 @@ class _Lowering:
         self._lower_inputs()
         for node in nodes.node:
             self._lower(node)
-        for name in outputs & self._is_low - self._borders:
-            self._restore_output(name)
-        self._lower_outputs(outputs & self._borders)
+        self._settle_outputs()
         used = {name for node in self._nodes for name in (*node.input, *captured(node))} | outputs
         for place in range(len(self._graph.initializer) - 1, -1, -1):
             if self._graph.initializer[place].name not in used:
@@ -326,47 +324,29 @@ class _Lowering:
                 value.type.tensor_type.elem_type = self._low
                 self._is_low.add(value.name)
 
-    def _lower_outputs(self, names: Collection[str]) -> None:
-        """Outputs that leave in the low type: what is computed in FP32 is cast at the end."""
+    def _settle_outputs(self) -> None:
+        """Outputs leave as FP32, those of the borders in the low type, whatever they were computed in."""
         for value in self._graph.output:
-            if value.name not in names or self._kinds.get(value.name) != self._float:
+            if self._kinds.get(value.name) != self._float:
                 continue
-            value.type.tensor_type.elem_type = self._low
-            if value.name not in self._is_low:
-                self._end_output(value.name, self._suffix, self._low)
+            low = value.name in self._borders
+            if low:
+                value.type.tensor_type.elem_type = self._low
+            if low != (value.name in self._is_low):
+                self._end_in_cast(value.name, low=low)
 
-    def _restore_output(self, name: str) -> None:
-        """The output keeps its name and type: what computed it gets another name, and a cast ends in the output's."""
-        import onnx
-
-        inner = self._fresh(f"{name}/{self._suffix}")
-        cast = self._converted.get((name, False))
+    def _end_in_cast(self, name: str, *, low: bool) -> None:
+        """The output keeps its name: what computed it gets another, and its cast to the other type ends in the
+        output's. The cast may be there already, for something else."""
+        cast = self._as(name, low=low)
+        inner = self._fresh(f"{name}/{'fp32' if low else self._suffix}")
+        renamed = {name: inner, cast: name}
         for node in self._nodes:
             for values in (node.input, node.output):
                 for place, value in enumerate(values):
-                    if value == name:
-                        values[place] = inner
-                    elif value == cast:
-                        values[place] = name
+                    values[place] = renamed.get(value, value)
             for body in subgraphs(node):
-                rename_uses(body, {cast: name} if cast else {})
-        if cast is None:
-            last = onnx.helper.make_node("Cast", [inner], [name], name=f"{name}/fp32", to=self._float)
-            self._nodes.append(last)
-
-    def _end_output(self, name: str, suffix: str, kind: int) -> None:
-        """What computed the output gets another name, and a cast ends in the output's."""
-        import onnx
-
-        inner = self._fresh(f"{name}/fp32")
-        for node in self._nodes:
-            for values in (node.input, node.output):
-                for place, value in enumerate(values):
-                    if value == name:
-                        values[place] = inner
-            for body in subgraphs(node):
-                rename_uses(body, {name: inner})
-        self._nodes.append(onnx.helper.make_node("Cast", [inner], [name], name=f"{name}/{suffix}", to=kind))
+                rename_uses(body, renamed)
 
     def _feed_bodies(self, node: "onnx.NodeProto") -> None:
         """Bodies stay as they are, so what they capture must reach them under its own name in FP32: a low value is

@@ -17,6 +17,7 @@ def signed_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
     A pair whose range lies unevenly about zero, or above it, gets the least symmetric range that holds it, so that
     nothing is clipped that was not clipped before; the steps become up to twice as wide, which the gate judges.
+    Weights, stored as whole numbers or behind a pair of their own, stay as they are.
     Raises nothing: pairs whose scale or zero point is computed stay as they are, and TensorRT refuses them by name.
     """
     import onnx
@@ -26,25 +27,36 @@ def signed_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
     constants = {tensor.name: tensor for tensor in graph.initializer}
     made: dict[tuple[str, str], tuple[str, str]] = {}
     stale: set[str] = set()
+    weights = set(constants)
+    bare: set[str] = set()  # quantised without a zero point, which means uint8 from 0 on
     for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        scale, point = node.input[1], node.input[2]
-        if scale not in constants or point not in constants or node.input[0] in constants:
+        if node.input[0] in weights:
+            weights.update(node.output)
             continue
+        scale, point = node.input[1], node.input[2] if len(node.input) > 2 else ""
+        if scale not in constants or not (point in constants or (not point and _is_bare(node, bare))):
+            continue
+        if not point:
+            bare.update(node.output)
         if (scale, point) not in made:
-            values = onnx.numpy_helper.to_array(constants[point])
+            values = (
+                onnx.numpy_helper.to_array(constants[point])
+                if point
+                else np.zeros(onnx.numpy_helper.to_array(constants[scale]).shape, dtype=np.uint8)
+            )
             if values.dtype == np.int8 and not values.any():
                 continue
             wide = _symmetric(onnx.numpy_helper.to_array(constants[scale]), values)
-            names = (f"{scale}/signed/{point}", f"{point}/signed")
+            names = (f"{scale}/signed/{point}", f"{point or scale + '/zero'}/signed")
             arrays = (wide, np.zeros(values.shape, dtype=np.int8))
             for name, array in zip(names, arrays, strict=True):
                 if name not in constants:
                     graph.initializer.append(onnx.numpy_helper.from_array(array, name))
                     constants[name] = graph.initializer[-1]
             made[scale, point] = names
-        node.input[1], node.input[2] = made[scale, point]
+        node.input[1:] = made[scale, point]
         stale.add(node.output[0])
     _forget(graph, stale)
     return prune(copy)
@@ -53,7 +65,7 @@ def signed_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def weights_behind_pairs(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """A copy in which a weight that is stored as int8 is stored as float and quantised in the graph, to the same
     numbers: TensorRT 8.6 cannot read int8 constants into the graphs that it fuses ("convertMyelinWeightsToFp32 …
-    kINT8"), and folds the pair while it builds."""
+    kINT8"), and folds the pair while it builds. Weights scaled by blocks stay as they are."""
     import onnx
 
     copy = copied(model)
@@ -67,13 +79,21 @@ def weights_behind_pairs(model: "onnx.ModelProto") -> "onnx.ModelProto":
         if weight in constants and kinds.get(weight) == onnx.TensorProto.INT8 and node.input[1] in constants:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
             scale = onnx.numpy_helper.to_array(constants[node.input[1]])
+            point = _point(node, constants)
+            if scale.ndim > 1 or point is None:
+                nodes.append(node)
+                continue
             name = f"{weight}/float"
             if name not in stored:
                 stored.add(name)
                 whole = onnx.numpy_helper.to_array(constants[weight])
-                graph.initializer.append(onnx.numpy_helper.from_array(_dequantised(whole, scale, axis), name))
+                graph.initializer.append(onnx.numpy_helper.from_array(_dequantised(whole, scale, point, axis), name))
+                zero = node.input[2] if len(node.input) > 2 and node.input[2] else f"{weight}/zero"
+                if zero not in constants:  # without one, a pair rounds to uint8
+                    zeros = np.zeros(scale.shape, dtype=np.int8)
+                    graph.initializer.append(onnx.numpy_helper.from_array(zeros, zero))
                 pair = onnx.helper.make_node(
-                    "QuantizeLinear", [name, *node.input[1:]], [f"{weight}/rounded"], name=f"{weight}/rounded"
+                    "QuantizeLinear", [name, node.input[1], zero], [f"{weight}/rounded"], name=f"{weight}/rounded"
                 )
                 if scale.size > 1:
                     pair.attribute.append(onnx.helper.make_attribute("axis", axis))
@@ -94,11 +114,28 @@ def _symmetric(scale: NDArray[Any], point: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(scale * (reach / np.float32(127)), dtype=scale.dtype)
 
 
-def _dequantised(whole: NDArray[Any], scale: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Multiplied in float64 first, so that rounding by the same scale gives the same bytes back."""
-    if scale.size > 1:
-        scale = scale.reshape([-1 if place == axis % whole.ndim else 1 for place in range(whole.ndim)])
-    return np.asarray(whole.astype(np.float64) * scale, dtype=np.float32)
+def _is_bare(node: "onnx.NodeProto", bare: set[str]) -> bool:
+    """Whether a node without a zero point works on uint8: what it was quantised to, unless it says another type."""
+    if node.op_type == "DequantizeLinear":
+        return node.input[0] in bare
+    return not any(attribute.name == "output_dtype" and attribute.i for attribute in node.attribute)
+
+
+def _point(node: "onnx.NodeProto", constants: dict[str, "onnx.TensorProto"]) -> NDArray[Any] | None:
+    """The zero point of a weight; None where it is computed."""
+    import onnx
+
+    if len(node.input) < 3 or not node.input[2]:
+        return np.zeros((), dtype=np.int8)
+    return onnx.numpy_helper.to_array(constants[node.input[2]]) if node.input[2] in constants else None
+
+
+def _dequantised(whole: NDArray[Any], scale: NDArray[Any], point: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Multiplied in float64 first, so that rounding by the same scale gives the same bytes back; in the scale's type,
+    which is the one that the pair's operators take."""
+    along = [-1 if place == axis % max(whole.ndim, 1) else 1 for place in range(whole.ndim)]
+    scales, points = (each.reshape(along) if each.size > 1 else each.reshape(()) for each in (scale, point))
+    return np.asarray((whole.astype(np.float64) - points) * scales.astype(np.float64), dtype=scale.dtype)
 
 
 def _forget(graph: "onnx.GraphProto", names: set[str]) -> None:
