@@ -1,0 +1,196 @@
+"""One row of the GPU table by PyTorch alone. Run by the interpreter that has torch; imports nothing of aula.
+
+    python3 -m benchmarks.gpu.torch_native --work FOLDER --row NAME [--device cuda|cpu] [--tiny] [--seconds LIMIT]
+
+Prints one JSON line, last. Every variant stands for itself: one that runs out of memory or does not compile is
+reported as skipped, and the rest goes on. Inputs lie on the device before the clock starts.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.torch_timing import Bench, Run, tf32
+from benchmarks.gpu.torch_whisper import (
+    QUESTION_FRAMES,
+    WINDOW_FRAMES,
+    Hand,
+    generating,
+    graphed_hand,
+    load_whisper,
+    mels,
+    recognising,
+)
+
+
+def one_call(bench: Bench, rows: int, open_call: Callable[[torch.dtype, bool], Run], output: str) -> None:
+    """`open_call` gives the call for a type, and says for the strong variants what makes it fastest."""
+
+    def fp32(*, fast: bool) -> dict[str, Any]:
+        run = open_call(torch.float32, False)
+        with tf32(on=fast):
+            if not fast:
+                bench.outputs[output] = run().float().cpu().numpy()
+            return bench.time(run, rows)
+
+    def fp16_graph() -> dict[str, Any]:
+        run = bench.graphed(open_call(torch.float16, True))
+        bench.outputs[f"{output}_fp16"] = run().float().cpu().numpy()
+        return bench.time(run, rows)
+
+    def fp16_compiled() -> dict[str, Any]:
+        torch._dynamo.reset()
+        return bench.time(torch.compile(open_call(torch.float16, True), mode="reduce-overhead"), rows)
+
+    bench.try_variant("fp32 eager", lambda: fp32(fast=False))
+    bench.try_variant("fp32 eager TF32", lambda: fp32(fast=True))
+    bench.try_variant("fp16 eager", lambda: bench.time(open_call(torch.float16, False), rows))
+    bench.try_variant("fp16 CUDA graph", fp16_graph)
+    if bench.compile:
+        bench.try_variant("fp16 torch.compile", fp16_compiled)
+
+
+def bert(bench: Bench, row: str) -> None:
+    from transformers import BertModel
+
+    inputs = bench.load(row)
+
+    def open_call(dtype: torch.dtype, strong: bool) -> Run:
+        model = BertModel.from_pretrained(
+            bench.work / "bert-base", dtype=dtype, add_pooling_layer=False, local_files_only=True
+        )
+        model = model.eval().to(bench.device)
+        # A mask of ones hides nothing; looking at it would stop a capture.
+        given = {name: value for name, value in inputs.items() if not (strong and name == "attention_mask")}
+        return lambda: model(**given).last_hidden_state
+
+    one_call(bench, len(inputs["input_ids"]), open_call, "hidden")
+
+
+def efficientnet(bench: Bench, row: str) -> None:
+    from transformers import EfficientNetForImageClassification
+
+    pixels = bench.load(row)["pixel_values"]
+
+    def open_call(dtype: torch.dtype, strong: bool) -> Run:
+        model = EfficientNetForImageClassification.from_pretrained(
+            bench.work / "efficientnet-b0", dtype=dtype, local_files_only=True
+        )
+        return _pictures(bench, model, pixels, dtype, lambda produced: produced.logits)
+
+    one_call(bench, len(pixels), open_call, "logits")
+
+    def timm_graph() -> dict[str, Any]:
+        """The same network as timm writes it, with made-up weights: only its speed counts."""
+        import timm
+
+        model = timm.create_model("efficientnet_b0", pretrained=False)
+        run = _pictures(bench, model, pixels, torch.float16, lambda produced: produced)
+        return bench.time(bench.graphed(run), len(pixels))
+
+    bench.try_variant("timm fp16 CUDA graph", timm_graph)
+
+
+def _pictures(bench: Bench, model: Any, pixels: torch.Tensor, dtype: torch.dtype, take: Callable[[Any], Any]) -> Run:
+    """Half precision takes channels last, which is what cuDNN is fastest with there."""
+    order = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
+    model = model.eval().to(bench.device, memory_format=order)
+    given = pixels.to(dtype).to(memory_format=order)
+    return lambda: take(model(given))
+
+
+def whisper(bench: Bench, row: str) -> None:
+    rows = 1 if row == "whisper-1" else 4 if bench.tiny else 64
+
+    def native(name: str, dtype: torch.dtype) -> dict[str, Any]:
+        run = generating(load_whisper(bench, dtype), mels(bench, rows, WINDOW_FRAMES, dtype))
+        bench.outputs[f"tokens_{name}"] = run().cpu().numpy()
+        return bench.time(run, rows)
+
+    def by_hand(name: str, frames: int) -> dict[str, Any]:
+        """What the parity figures compare with: float32 throughout, with how far the second likeliest token was."""
+        with tf32(on=False):
+            hand = Hand(load_whisper(bench, torch.float32), mels(bench, rows, frames, torch.float32), watch=True)
+            bench.outputs[f"tokens_{name}"] = recognising(hand, hand.start, hand.step)().cpu().numpy()
+            assert hand.gaps is not None
+            bench.outputs[f"gaps_{name}"] = torch.stack(hand.gaps, dim=1).cpu().numpy()
+        return {"reference": True}
+
+    def strong(name: str, *, compiled: bool) -> dict[str, Any]:
+        mel = mels(bench, rows, QUESTION_FRAMES, torch.float16)
+        run = graphed_hand(bench, load_whisper(bench, torch.float16), mel, compiled=compiled)
+        bench.outputs[f"tokens_{name}"] = run().cpu().numpy()
+        return bench.time(run, rows)
+
+    bench.try_variant("fp32 generate", lambda: native("generate_fp32", torch.float32))
+    bench.try_variant("fp16 generate", lambda: native("generate_fp16", torch.float16))
+    bench.try_variant("fp32 by hand, 30 s", lambda: by_hand("window_fp32", WINDOW_FRAMES))
+    bench.try_variant("fp32 by hand, 5 s", lambda: by_hand("question_fp32", QUESTION_FRAMES))
+    bench.try_variant("fp16 CUDA graph, 5 s", lambda: strong("graph_fp16", compiled=False))
+    if bench.compile and bench.cuda:
+        name = "fp16 torch.compile + CUDA graph, 5 s"
+        bench.try_variant(name, lambda: strong("compiled_fp16", compiled=True))
+
+
+def in_flight(bench: Bench, row: str) -> None:
+    def native(dtype: torch.dtype) -> dict[str, Any]:
+        model = load_whisper(bench, dtype)
+        return bench.in_flight(lambda rows: generating(model, mels(bench, rows, WINDOW_FRAMES, dtype, same=True)))
+
+    def strong() -> dict[str, Any]:
+        half = torch.float16
+        model = load_whisper(bench, half)
+        return bench.in_flight(
+            lambda rows: graphed_hand(bench, model, mels(bench, rows, QUESTION_FRAMES, half, same=True))
+        )
+
+    bench.try_variant("fp32 generate", lambda: native(torch.float32))
+    bench.try_variant("fp16 generate", lambda: native(torch.float16))
+    bench.try_variant("fp16 CUDA graph, 5 s", strong)
+
+
+ROWS: dict[str, Callable[[Bench, str], None]] = {
+    "bert-1x32": bert,
+    "bert-64x32": bert,
+    "whisper-1": whisper,
+    "whisper-64": whisper,
+    "efficientnet-32": efficientnet,
+    "in-flight": in_flight,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--row", required=True, choices=ROWS)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for the runs of one variant")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    options = parser.parse_args()
+    bench = Bench(options)
+    ROWS[options.row](bench, options.row)
+    outputs = bench.work / f"outputs-pytorch-{options.row}.npz"
+    np.savez(outputs, **bench.outputs)
+    import transformers
+
+    found = {
+        "row": options.row,
+        "competitor": "pytorch",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "cuda": torch.version.cuda},
+        "gpu": torch.cuda.get_device_name() if bench.cuda else "cpu",
+        "variants": bench.variants,
+        "outputs": str(outputs),
+    }
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
