@@ -23,11 +23,17 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class StatePair:
-    """An output that becomes an input of the next run and stays with the session (a detector's memory)."""
+    """An output that becomes an input of the next run and stays with the session (a detector's memory).
+
+    `in_place`: every element of the output depends on no other element of the state that the graph has overwritten by
+    then, so that a device may write it where it reads it (a cache into whose slots new keys are put). Where that is not
+    so, two buffers take turns.
+    """
 
     input: str
     output: str
     initial: float = 0.0
+    in_place: bool = False
 
 
 PRECISIONS = ("fp32", "bf16", "fp16", "any")
@@ -42,6 +48,8 @@ class SessionOptions:
     `bounds` gives least and greatest size of every axis of the inputs it names: a session need not serve others, and
     may be compiled for these alone; equal bounds fix an axis. Fixed sizes take 4 to 7 % less time than free ones for
     BERT-base in int8, 24 % less for MiniLM, 9 % less for EfficientNet-B0.
+    `digest` is the SHA-256 of the file, for backends whose engines are executable content; `device` is the number of
+    the GPU. A CPU's backend has no use for either.
     `dynamic_quantisation` lets a backend round activations to int8 as well where the graph has int8 weights alone:
     how many values share a scale, 0 for never, None for the runtime's habit. BERT-base 1x32 on OpenVINO, processor
     time of one AVX-512 VNNI core: 63 ms with 0, 27 by habit, 21 with 64, 24 with 768. Whisper's step likes 768."""
@@ -52,15 +60,19 @@ class SessionOptions:
     state_shapes: Mapping[str, tuple[int, ...]] | None = None
     bounds: Bounds = field(default_factory=dict)
     dynamic_quantisation: int | None = None
+    digest: str = ""
+    device: int = 0
 
 
 class Session:
     """A loaded engine. Not for two threads at once. `close` is lawful twice; a run after it is an error.
 
-    A subclass gives `inputs`, `outputs` and `_run`; this class checks what comes in and keeps the states.
+    A subclass gives `inputs`, `outputs` and `_run`; this class checks what comes in and keeps the states, unless the
+    subclass `keeps_states` itself, on its device.
     """
 
     backend = "none"
+    keeps_states = False
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: SessionOptions) -> None:
         self.options = options
@@ -89,7 +101,10 @@ class Session:
         """
         if self._closed:
             raise BackendError("this session is closed", next_step="open a new one with open_session()")
+        tensors = self._accepted(tensors)
         self._check(tensors)
+        if self.keeps_states:
+            return self._run(tensors)
         produced = self._run({**tensors, **self._states})
         for pair in self.options.states:
             self._states[pair.input] = produced.pop(pair.output)
@@ -106,6 +121,14 @@ class Session:
                     next_step="give its size in SessionOptions.state_shapes",
                 )
             self._states[pair.input] = np.full(cast(tuple[int, ...], shape), pair.initial, dtype=spec.dtype)
+
+    def dtype_of(self, name: str) -> str:
+        """The element type of an input or a state. Raises BackendError for another name."""
+        if name not in self._specs:
+            raise BackendError(
+                f"the engine has no input {name!r}", available=list(self._specs), next_step="name one of these"
+            )
+        return self._specs[name].dtype
 
     def precisions(self) -> dict[str, int]:
         """How many of the matrix products and convolutions truly run in each precision, as the runtime tells;
@@ -149,6 +172,10 @@ class Session:
                 )
             self._seen[spec.name] = (got, got.shape, got.dtype)
 
+    def _accepted(self, tensors: Tensors) -> Tensors:
+        """What a backend takes in another form than it was given, converted."""
+        return tensors
+
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         raise NotImplementedError
 
@@ -162,12 +189,15 @@ class Opener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """`module` of aula.backends defines `open_model`; `runtime` is the package it needs."""
+    """`module` of aula.backends defines `open_model`; `runtime` is the package it needs; `device` is what it runs on,
+    `suffix` what its engines end in."""
 
     name: str
     module: str
     runtime: str
     install: str
+    device: str = "cpu"
+    suffix: str = ".onnx"
 
 
 BACKENDS: dict[str, Backend] = {
@@ -175,13 +205,18 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("openvino", "aula.backends.openvino", "openvino", "pip install openvino"),
         Backend("onnxruntime", "aula.backends.onnxrt", "onnxruntime", "pip install onnxruntime"),
+        Backend("tensorrt", "aula.backends.tensorrt", "tensorrt", 'pip install "aula[gpu]"', "gpu", ".plan"),
     )
 }
 
 
-def available_backends() -> list[str]:
-    """Names of the backends whose runtime is installed; imports none of them."""
-    return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.runtime) is not None]
+def available_backends(device: str = "cpu") -> list[str]:
+    """Names of the backends for a "cpu" or a "gpu" whose runtime is installed; imports none of them."""
+    return [
+        name
+        for name, backend in BACKENDS.items()
+        if backend.device == device and importlib.util.find_spec(backend.runtime) is not None
+    ]
 
 
 def runtime_version(backend: str) -> str:
@@ -207,7 +242,7 @@ def open_session(backend: str, model: Path, options: SessionOptions | None = Non
     if importlib.util.find_spec(entry.runtime) is None:
         raise BackendError(
             f"the {backend} backend needs the package {entry.runtime}, which is not installed",
-            available=available_backends(),
+            available=[*available_backends(), *available_backends("gpu")],
             next_step=entry.install,
         )
     if not model.is_file():
@@ -217,7 +252,8 @@ def open_session(backend: str, model: Path, options: SessionOptions | None = Non
         raise BackendError(
             f"there is no precision {options.precision!r}", available=PRECISIONS, next_step="choose one of these"
         )
-    check_file(model, entry.name)
+    if entry.suffix == ".onnx":
+        check_file(model, entry.name)
     opener = cast(Opener, importlib.import_module(entry.module).open_model)
     return opener(model, options)
 

@@ -18,6 +18,8 @@
     │   ├── DownloadError          a model hub that cannot be reached, refuses, or does not answer like one
     │   ├── CheckpointError        weights that are missing, mis-shaped or foreign
     │   ├── BackendError           a runtime is absent, or it refused a graph or a tensor
+    │   │   ├── DeviceMemoryError    the card is full; something else may be freed, or a lower rung may serve
+    │   │   └── DeviceLostError      the GPU answers this process no more; only a new process helps
     │   ├── BundleError            a bundle that is damaged, or for another target, backend or version
     │   ├── VerificationError      an engine differs from its reference, or from what was proven
     │   ├── CalibrationError       calibration data that is random, too little or of the wrong form
@@ -119,6 +121,14 @@ class CheckpointError(EngineError):
 
 
 class BackendError(EngineError):
+    pass
+
+
+class DeviceMemoryError(BackendError):
+    pass
+
+
+class DeviceLostError(BackendError):
     pass
 
 

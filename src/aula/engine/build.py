@@ -1,29 +1,35 @@
 """Model in, proven bundle out: every precision on every backend here, the fastest that passes its gate stays."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aula.backends.session import available_backends, runtime_version
+from aula.backends.sizes import Bounds
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import AulaError, BackendError, CalibrationError, EngineError, VerificationError
 from aula.engine import graph as graphs
 from aula.engine import targets
 from aula.engine.build_gpu import build_part_for_gpu
 from aula.engine.bundle import Bundle
+from aula.engine.choice import (
+    choose,
+    gate_of,
+    input_axes,
+    left_out_if_slower,
+    profile_sizes,
+    quantisation_of,
+    size_of,
+)
 from aula.engine.files import write_file
 from aula.engine.identity import digest_sources, instructions, package_version, processor, readable_key, usable_cores
 from aula.engine.manifest import (
     FORMAT,
-    Candidate,
-    Gate,
-    GraphSize,
     Manifest,
     Part,
-    Quantisation,
     StoredFile,
     TargetEngine,
     bounds_of,
@@ -32,11 +38,13 @@ from aula.engine.manifest import (
 )
 from aula.engine.onnx_files import external_files, load_model, rename_external, save_model
 from aula.engine.passes import simplify
-from aula.engine.precision import PRECISIONS, Progress, Variant, lower_variant
+from aula.engine.plans import PlanOptions
+from aula.engine.precision import Progress, Variant, lower_variant
 from aula.engine.quantize import check_calibration
 from aula.engine.recipe import Calibration, Model, Recipe, Task
 from aula.engine.store import Store
 from aula.engine.trial import Prover, Trial, real_cases
+from aula.engine.workshop import Workshop
 
 if TYPE_CHECKING:
     import onnx
@@ -49,20 +57,20 @@ MOST_DROP = 0.01
 
 LEAST_OVER_CHANCE = 0.05
 """How much better than guessing a model must be for its metric to judge anything."""
-CLEARLY = 0.97
-"""A lower precision ships if it takes at most this share of the time: less is within the noise of the race."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """`precisions` to try besides fp32, which always runs; `threads` 0 means one per core of this process;
-    `most_drop` is how much of its task's metric (0..1) a lower precision may lose."""
+    """`precisions` to try besides fp32, which always runs on a CPU; a GPU is always asked for fp16, and for fp32 only
+    where nothing lower passes. `threads` 0 means one per core of this process; `most_drop` is how much of its task's
+    metric (0..1) a lower precision may lose; `plans` is for GPUs alone."""
 
     precisions: tuple[str, ...] = ("fp32",)
     threads: int = 0
     most_drop: float = MOST_DROP
     target: str = "cpu"
     rebuild: bool = False
+    plans: PlanOptions = field(default_factory=PlanOptions)
 
     def __post_init__(self) -> None:
         if not (self.threads >= 0 and 0 <= self.most_drop <= 1):
@@ -88,7 +96,8 @@ class BuildOptions:
     @property
     def lower(self) -> tuple[str, ...]:
         """The precisions to try besides fp32, in the order in which they are listed everywhere."""
-        return tuple(name for name in targets.PRECISIONS if name in self.precisions and name != "fp32")
+        wanted = {*self.precisions, "fp16"} if targets.TARGETS[self.target].is_gpu else set(self.precisions)
+        return tuple(name for name in targets.PRECISIONS if name in wanted and name != "fp32")
 
 
 def build(
@@ -99,6 +108,7 @@ def build(
     progress: Progress | None = None,
     clock: Clock | None = None,
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
+    make_workshop: Callable[[targets.Target], Workshop] = Workshop.here,
 ) -> Bundle:
     """Build for one target on this machine, or return what an earlier build of the same inputs left.
 
@@ -109,7 +119,9 @@ def build(
     """
     options = options or BuildOptions()
     report = progress or (lambda _what, _share: None)
-    jobs = [_Job(name, recipe, options) for name, recipe in model.parts.items()]
+    gpu = targets.TARGETS[options.target].is_gpu
+    workshop = make_workshop(targets.TARGETS[options.target]) if gpu else None
+    jobs = [_Job(name, recipe, options, workshop) for name, recipe in model.parts_for(gpu).items()]
     identity = [BUILDER, model.origin and model.origin.revision, [[job.name, job.key] for job in jobs]]
     key = readable_key(model.name, identity)
     if not options.rebuild and (found := store.find(key)) is not None:
@@ -141,8 +153,9 @@ def build(
 class _Job:
     """One part to be built. What goes in is read and digested at once, so that bad input is refused at once."""
 
-    def __init__(self, name: str, recipe: Recipe, options: BuildOptions) -> None:
+    def __init__(self, name: str, recipe: Recipe, options: BuildOptions, workshop: Workshop | None) -> None:
         self.name = name
+        self._workshop = workshop
         self._recipe = recipe
         self._options = options
         self._threads = options.threads or usable_cores()
@@ -152,9 +165,63 @@ class _Job:
         self.key = self._key()
 
     def run(self, store: Store, report: Progress, clock: Clock) -> Part:
-        target = targets.TARGETS[self._options.target]
-        engine = build_part_for_gpu(self._recipe, target) if target.is_gpu else self._for_cpu(store, report, clock)
-        return Part(self._sources, {target.name: engine})
+        engine = self._for_cpu(store, report, clock) if self._workshop is None else self._for_gpu(store, report)
+        return Part(self._sources, {self._options.target: engine})
+
+    def _for_gpu(self, store: Store, report: Progress) -> TargetEngine:
+        assert self._workshop is not None
+        recipe, task, options = self._recipe, self._task, self._options
+        if self._calibration is not None:
+            check_calibration(self._calibration, simplify(recipe.write_graph()), seeded=recipe.seeded)
+        reference = None
+        if task is not None:
+            # What lower precisions are held to is fp32's metric, which a CPU can tell as well.
+            report("measuring fp32", 0.05)
+            with store.draft() as draft:
+                plain = _write_model(simplify(recipe.write_graph()), draft / "fp32.onnx")
+                reference = self._prover({}).metric_of(plain)
+            _require_sense(recipe, task, reference)
+        return build_part_for_gpu(
+            recipe,
+            self._workshop,
+            store,
+            options.lower,
+            options.plans,
+            threads=self._threads,
+            task=task,
+            most_drop=options.most_drop,
+            reference=reference,
+            calibration=self._calibration,
+            make_int8=lambda part, folder: self._lowered(
+                "int8", part.written, folder, self._prover({}), reference, report
+            ),
+            report=report,
+        )
+
+    def _prover(self, bounds: Mapping[str, Bounds]) -> Prover:
+        return Prover(self._recipe, self._threads, self._task, self._options.most_drop, bounds)
+
+    def _lowered(
+        self,
+        precision: str,
+        graph: "onnx.ModelProto",
+        folder: Path,
+        prover: Prover,
+        reference: float | None,
+        report: Progress,
+    ) -> Variant:
+        return lower_variant(
+            precision,
+            graph,
+            self._recipe,
+            folder,
+            calibration=self._calibration,
+            evaluate=prover.metric_of if self._task is not None else None,
+            watched=self._task.inputs if self._task is not None else (),
+            reference=1.0 if reference is None else reference,
+            most_drop=self._options.most_drop,
+            progress=lambda what, share: report(what, 0.3 + 0.5 * share),
+        )
 
     def _for_cpu(self, store: Store, report: Progress, clock: Clock) -> TargetEngine:
         recipe, task = self._recipe, self._task
@@ -165,12 +232,12 @@ class _Job:
             graphs.check_states(written, recipe.states)
             graph = simplify(written)
             plain = Variant("fp32", _write_model(graph, draft / "fp32.onnx"))
-            axes, profiles = _input_axes(graph), _profiles(recipe)
+            axes, profiles = input_axes(graph), profile_sizes(recipe)
             check_profiles(axes, profiles, recipe.name)
             if self._calibration is not None:
                 check_calibration(self._calibration, graph, seeded=recipe.seeded)
             bounds = {name: bounds_of(axes, sizes) for name, sizes in profiles.items()}
-            prover = Prover(recipe, self._threads, task, self._options.most_drop, bounds)
+            prover = self._prover(bounds)
             prover.prepare(lambda share: report("computing the reference", 0.1 + 0.1 * share))
             # 2. Every backend proves the plain graph; the best metric among them is what lower precisions are held to.
             trials = []
@@ -185,18 +252,7 @@ class _Job:
                 prover.real_cases = real_cases(recipe, self._calibration)
             variants = [plain]
             for precision in self._options.lower:
-                variant = lower_variant(
-                    precision,
-                    graph,
-                    recipe,
-                    draft,
-                    calibration=self._calibration,
-                    evaluate=prover.metric_of if task is not None else None,
-                    watched=task.inputs if task is not None else (),
-                    reference=prover.reference,
-                    most_drop=self._options.most_drop,
-                    progress=lambda what, share: report(what, 0.3 + 0.5 * share),
-                )
+                variant = self._lowered(precision, graph, draft, prover, prover.reference, report)
                 variants.append(variant)
                 trials += prover.agreed([prover.prove(backend, variant) for backend in available_backends()])
             # 4. The survivors race at every profile, in turns; the fastest stays.
@@ -204,9 +260,9 @@ class _Job:
             trials, times = prover.race(trials, clock)
             _require_one(recipe, trials)
             candidates = [trial.candidate(times[trial.name]) for trial in trials]
-            best = _choose(recipe, candidates)
+            best = choose(recipe, candidates)
             chosen = next(variant for variant in variants if variant.precision == best.precision)
-            shipped = _size(load_model(chosen.path), recipe)
+            shipped = size_of(load_model(chosen.path), recipe)
             return TargetEngine(
                 backend=best.backend,
                 backend_version=best.version,
@@ -215,14 +271,14 @@ class _Job:
                 machine=processor(),
                 files=_store_files(chosen.path, store),
                 graph=shipped,
-                gate=_gate(task, prover.reference, self._options.most_drop),
-                quantisation=_quantisation(variants, self._calibration),
-                candidates=tuple(_left_out_if_slower(candidates, best)),
+                gate=gate_of(task, prover.reference, self._options.most_drop),
+                quantisation=quantisation_of(variants, self._calibration),
+                candidates=tuple(left_out_if_slower(candidates, best)),
                 inputs=axes,
                 profiles=profiles,
                 states=recipe.states,
                 dynamic_quantisation=recipe.dynamic_quantisation,
-                written=_size(written, recipe),
+                written=size_of(written, recipe),
             )
 
     def _key(self) -> str:
@@ -238,6 +294,11 @@ class _Job:
             [[pair.input, pair.output, pair.initial] for pair in recipe.states],
         ]
         machine = [options.target, platform.machine(), instructions(), self._threads]
+        if self._workshop is not None:
+            card = self._workshop.card
+            # Plans are for one kind of card; the processor only prepares them.
+            machine = [options.target, card.name, card.capability, card.driver, asdict(options.plans)]
+            versions = {"tensorrt": self._workshop.version}
         identity = [
             BUILDER,
             recipe.name,
@@ -245,7 +306,7 @@ class _Job:
             recipe.seeded,
             recipe.dynamic_quantisation,
             self._sources,
-            _profiles(recipe),
+            profile_sizes(recipe),
             versions,
         ]
         return readable_key(recipe.name, [*identity, options.lower, evidence, machine])
@@ -255,6 +316,8 @@ def _task(recipe: Recipe, options: BuildOptions) -> Task | None:
     """What lower precisions are judged by; fp32 alone is judged by its numbers."""
     if not options.lower or recipe.seeded:
         return None
+    if recipe.task is None and options.lower == ("fp16",):
+        return None  # held to the reference's numbers at every profile
     if recipe.task is None:
         raise CalibrationError(
             f"{options.lower[0]} of {recipe.name} needs labelled examples to be judged by",
@@ -299,34 +362,6 @@ def _store_files(path: Path, store: Store) -> tuple[StoredFile, ...]:
     return (store.add_file(path), *beside)
 
 
-def _size(graph: "onnx.ModelProto", recipe: Recipe) -> GraphSize:
-    told = graphs.report(graph, recipe.profiles[0].usual)
-    return GraphSize(
-        operators=sum(told.operators.values()),
-        parameters=told.parameters,
-        weight_bytes=told.weight_bytes,
-        operations=told.flops or 0,
-        read_bytes=told.read_bytes or 0,
-    )
-
-
-def _input_axes(graph: "onnx.ModelProto") -> dict[str, tuple[int | str, ...]]:
-    return {
-        value.name: tuple(
-            axis.dim_value if axis.HasField("dim_value") else axis.dim_param
-            for axis in value.type.tensor_type.shape.dim
-        )
-        for value in graph.graph.input
-    }
-
-
-def _profiles(recipe: Recipe) -> dict[str, dict[str, tuple[int, int, int]]]:
-    return {
-        profile.name: {name: (size.least, size.usual, size.greatest) for name, size in profile.sizes.items()}
-        for profile in recipe.profiles
-    }
-
-
 def _require_one(recipe: Recipe, trials: Sequence[Trial]) -> None:
     if any(trial.rejected is None for trial in trials):
         return
@@ -347,53 +382,3 @@ def _require_sense(recipe: Recipe, task: Task | None, reference: float) -> None:
             "labelled examples cannot judge a lower precision",
             next_step="give labelled examples of what the model was trained for: --labelled FILE",
         )
-
-
-def _choose(recipe: Recipe, candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the smallest sum of latencies relative to the best at each profile; a lower precision must be
-    clearly faster than the higher ones."""
-    good = [candidate for candidate in candidates if candidate.rejected is None]
-    best = {
-        profile.name: min(candidate.milliseconds[profile.name] for candidate in good) for profile in recipe.profiles
-    }
-
-    def score(candidate: Candidate) -> float:
-        return sum(candidate.milliseconds[name] / max(best[name], 1e-9) for name in best)
-
-    chosen = good[0]
-    for precision in PRECISIONS:
-        fastest = min((one for one in good if one.precision == precision), key=score, default=chosen)
-        margin = 1.0 if fastest.precision == chosen.precision else CLEARLY
-        if score(fastest) <= margin * score(chosen):
-            chosen = fastest
-    return chosen
-
-
-def _left_out_if_slower(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:
-    """A lower precision that passed its gate but lost the race to a higher one says so."""
-    reason = f"not clearly faster than {best.precision} on {best.backend}"
-    rank = PRECISIONS.index
-    return [
-        replace(candidate, rejected=reason)
-        if candidate.rejected is None and rank(candidate.precision) > rank(best.precision)
-        else candidate
-        for candidate in candidates
-    ]
-
-
-def _gate(task: Task | None, reference: float, most_drop: float) -> Gate | None:
-    return None if task is None else Gate(task.metric, reference, task.examples, task.digest, most_drop)
-
-
-def _quantisation(variants: Sequence[Variant], calibration: Calibration | None) -> Quantisation | None:
-    found = next((variant for variant in variants if variant.precision == "int8"), None)
-    if found is None:
-        return None
-    return Quantisation(
-        method=found.method,
-        examples=len(calibration.inputs) if calibration else 0,
-        source=calibration.source if calibration else "the weights alone",
-        digest=calibration.digest if calibration else "",
-        restored=found.restored,
-        tried=dict(found.tried),
-    )

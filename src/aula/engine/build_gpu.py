@@ -1,14 +1,112 @@
-"""The engine of one part for a GPU target."""
+"""The engine of one part for a GPU target: its precisions built and proven, the fastest that passed kept."""
 
-from aula.core.errors import BackendError
-from aula.engine.manifest import TargetEngine
-from aula.engine.recipe import Recipe
-from aula.engine.targets import Target
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from aula.core.errors import BackendError, VerificationError
+from aula.engine.choice import choose, gate_of, left_out_if_slower, profile_sizes, quantisation_of, size_of
+from aula.engine.choice import input_axes as axes_of
+from aula.engine.gpu_part import GpuPart, GpuTrial, Quantised, store_plans
+from aula.engine.identity import processor
+from aula.engine.manifest import Device, TargetEngine, check_profiles
+from aula.engine.onnx_files import load_model
+from aula.engine.plans import PlanOptions
+from aula.engine.precision import Progress, Variant
+from aula.engine.recipe import Calibration, Recipe, Task
+from aula.engine.store import Store
+from aula.engine.workshop import Workshop
+
+MakeInt8 = Callable[["GpuPart", Path], Variant]
+"""Quantises the part's graph into a folder, once for all backends."""
 
 
-def build_part_for_gpu(recipe: Recipe, target: Target) -> TargetEngine:
-    """Raises BackendError: TensorRT is not among the backends yet."""
-    raise BackendError(
-        f"there is no TensorRT here to build {recipe.name} for {target.name} ({', '.join(target.products)}) with",
-        next_step="build for the CPU: aula build MODEL --target cpu",
+def build_part_for_gpu(
+    recipe: Recipe,
+    workshop: Workshop,
+    store: Store,
+    precisions: tuple[str, ...],
+    options: PlanOptions,
+    *,
+    threads: int,
+    task: Task | None,
+    most_drop: float,
+    reference: float | None,
+    calibration: Calibration | None,
+    make_int8: MakeInt8,
+    report: Progress,
+) -> TargetEngine:
+    """`precisions` besides fp32, which is built only where none of them passes. `reference` is fp32's metric, measured
+    on a CPU.
+
+    Raises VerificationError where nothing passes, BackendError where TensorRT takes nothing, StorageError.
+    """
+    timings = workshop.timings(store.folder / "timings")
+    with store.draft() as draft:
+        report("writing the graph", 0.0)
+        part = GpuPart(recipe, workshop, draft, options, timings, task=task, most_drop=most_drop, report=report)
+        axes, profiles = axes_of(part.written), profile_sizes(recipe)
+        check_profiles(axes, profiles, recipe.name)
+        part.prepare()
+        # 1. Every precision that was asked for; int8 from the one quantised graph.
+        trials, variants = [], []
+        for precision in precisions:
+            quantised = None
+            if precision == "int8":
+                variants.append(make_int8(part, draft))
+                quantised = Quantised(load_model(variants[-1].path), part.written)
+            trials.append(part.try_precision(precision, reference, quantised))
+            if quantised is not None and variants[-1].failed and trials[-1].rejected is None:
+                trials[-1].rejected = variants[-1].failed
+        if all(trial.rejected for trial in trials):
+            trials.append(part.try_precision("fp32", None))
+        _require_one(recipe, trials)
+        # 2. The fastest over all profiles stays.
+        candidates = [trial.candidate(workshop.version) for trial in trials]
+        best = choose(recipe, candidates)
+        chosen = next(trial for trial in trials if trial.precision == best.precision)
+        files, plans = store_plans(chosen, store)
+        restored = {trial.precision: trial.restored for trial in trials}
+        return TargetEngine(
+            backend="tensorrt",
+            backend_version=workshop.version,
+            precision=best.precision,
+            threads=threads,
+            machine=processor(),
+            files=files,
+            graph=size_of(part.written, recipe),
+            gate=gate_of(task, 0.0 if reference is None else reference, most_drop),
+            quantisation=quantisation_of(
+                [_with_restored(variant, restored.get("int8", ())) for variant in variants], calibration
+            ),
+            candidates=tuple(left_out_if_slower(candidates, best)),
+            inputs=axes,
+            profiles=profiles,
+            states=recipe.states,
+            dynamic_quantisation=None,
+            written=size_of(part.written, recipe),
+            device=Device(
+                name=workshop.card.name,
+                capability=workshop.card.capability,
+                driver=workshop.card.driver,
+                compatibility=options.compatibility,
+                version_compatible=options.version_compatible,
+            ),
+            plans=plans,
+            inspection=chosen.inspection,
+        )
+
+
+def _with_restored(variant: Variant, names: tuple[str, ...]) -> Variant:
+    return replace(variant, restored=(*variant.restored, *names))
+
+
+def _require_one(recipe: Recipe, trials: list[GpuTrial]) -> None:
+    if any(trial.rejected is None for trial in trials):
+        return
+    reasons = "; ".join(f"{trial.precision}: {trial.rejected}" for trial in trials)
+    failure = VerificationError if any(trial.error is not None for trial in trials) else BackendError
+    raise failure(
+        f"no TensorRT engine of {recipe.name} passes ({reasons})",
+        next_step="look at the reasons; engines for the CPU are another way: --target cpu",
     )

@@ -1,9 +1,11 @@
 """A bundle on this machine: checked first, opened then."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from aula.backends.selecting import SelectingSession
 from aula.backends.session import (
     BACKENDS,
     Session,
@@ -17,6 +19,7 @@ from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError
 from aula.engine.files import check_file
 from aula.engine.manifest import Manifest, Part, TargetEngine
+from aula.engine.preflight import check_plan, machine_card
 from aula.engine.recipe import WHOLE
 
 
@@ -56,22 +59,42 @@ class Bundle:
                 for file in engine.files:
                     check_file(self.files, file)
 
-    def model_file(self, part: str = WHOLE, target: str = "cpu") -> Path:
-        """The file that the backend loads. Raises VerificationError for bytes that changed."""
-        paths = [check_file(self.files, file) for file in self.engine(part, target).files]
-        return paths[0]
+    def model_file(self, part: str = WHOLE, target: str = "cpu", profile: str | None = None) -> Path:
+        """The file that the backend loads, for a profile that has one of its own the profile's. Raises
+        VerificationError for bytes that changed."""
+        engine = self.engine(part, target)
+        paths = {file.digest: check_file(self.files, file) for file in engine.files}
+        return paths[engine.plans.get(profile or "", engine.files[0].digest)]
 
-    def open(self, part: str = WHOLE, profile: str | None = None, *, target: str = "cpu") -> Session:
-        """A session on one part, for all sizes, or compiled for those of one profile.
+    def open(self, part: str = WHOLE, profile: str | None = None, *, target: str = "cpu", device: int = 0) -> Session:
+        """A session on one part, for all sizes, or compiled for those of one profile; on a GPU on the one with that
+        number.
 
-        Everything is checked before a runtime reads the first byte. Raises BundleError for another target or
-        backend version than was proven, VerificationError for changed bytes, BackendError for what the runtime says.
+        Everything is checked before a runtime reads the first byte. Raises BundleError for another target, GPU, driver
+        or backend version than was proven, VerificationError for changed bytes, BackendError for what the runtime says.
         """
         engine = self.engine(part, target)
-        self.preflight(engine)
-        return open_session(engine.backend, self.model_file(part, target), self.options(part, profile, target))
+        if profile is not None and profile not in engine.profiles:
+            engine.bounds(profile)
+        self.preflight(engine, target, device)
+        if not engine.plans:
+            return open_session(engine.backend, self.model_file(part, target), self.options(part, profile, target))
+        if profile is not None:
+            return self._open_plan(part, profile, target, device)
+        if engine.states:
+            raise BundleError(
+                f"{self.manifest.key}, part {part}: its states stay in one engine",
+                available=list(engine.profiles),
+                next_step="open it for one of these profiles",
+            )
+        return SelectingSession(
+            {name: engine.bounds(name) for name in engine.profiles},
+            {name: functools.partial(self._open_plan, part, name, target, device) for name in engine.profiles},
+        )
 
-    def options(self, part: str = WHOLE, profile: str | None = None, target: str = "cpu") -> SessionOptions:
+    def options(
+        self, part: str = WHOLE, profile: str | None = None, target: str = "cpu", device: int = 0
+    ) -> SessionOptions:
         """How the engine was proven, and so how it is opened."""
         engine = self.engine(part, target)
         bounds = {} if profile is None else engine.bounds(profile)
@@ -81,21 +104,30 @@ class Bundle:
             states=engine.states,
             bounds=bounds,
             dynamic_quantisation=engine.dynamic_quantisation,
+            digest=engine.plans.get(profile or "", engine.files[0].digest),
+            device=device,
         )
 
-    def preflight(self, engine: TargetEngine) -> None:
-        """Raises BundleError where this machine has another release of the backend than the engine was proven with."""
+    def preflight(self, engine: TargetEngine, target: str = "cpu", device: int = 0) -> None:
+        """Raises BundleError where this machine has another release of the backend than the engine was proven with, or,
+        for a GPU's engine, another GPU or an older driver: it names both, and the command that builds the right one."""
         package = BACKENDS[engine.backend].runtime
-        if engine.backend not in available_backends():
+        if engine.backend not in available_backends(BACKENDS[engine.backend].device):
             return  # opening says what to install
         installed = runtime_version(engine.backend)
-        if _series(installed) != _series(engine.backend_version):
+        if engine.device is not None:
+            check_plan(self.manifest, engine, engine.device, installed, machine_card(device), target)
+        elif _series(installed) != _series(engine.backend_version):
             raise BundleError(
                 f"the bundle {self.manifest.key} was proven with {package} {engine.backend_version}; "
                 f"this machine has {installed}",
                 next_step=f"prove it with this version: aula build {self.manifest.name}, "
                 f"or install the other: pip install {package}=={engine.backend_version}",
             )
+
+    def _open_plan(self, part: str, profile: str, target: str, device: int) -> Session:
+        path = self.model_file(part, target, profile)
+        return open_session(self.engine(part, target).backend, path, self.options(part, profile, target, device))
 
 
 def session_options(
@@ -105,6 +137,8 @@ def session_options(
     states: tuple[StatePair, ...] = (),
     bounds: Bounds | None = None,
     dynamic_quantisation: int | None = None,
+    digest: str = "",
+    device: int = 0,
 ) -> SessionOptions:
     """The one way from what a manifest says to what a backend is told. int8 graphs compute the rest in fp32."""
     return SessionOptions(
@@ -113,6 +147,8 @@ def session_options(
         states=states,
         bounds=bounds or {},
         dynamic_quantisation=dynamic_quantisation,
+        digest=digest,
+        device=device,
     )
 
 

@@ -70,8 +70,11 @@ _LEAST_SCALE = 2.0**-14
 """The least normal FP16: scales below lose digits, so their Q/DQ pairs stay in FP32."""
 
 
-def lower_precision(model: "onnx.ModelProto", precision: str, islands: Collection[str] = ISLANDS) -> "onnx.ModelProto":
-    """A simplified copy that computes in "fp16" or "bf16" outside `islands`, with inputs and outputs as they were.
+def lower_precision(
+    model: "onnx.ModelProto", precision: str, islands: Collection[str] = ISLANDS, *, borders: Collection[str] = ()
+) -> "onnx.ModelProto":
+    """A simplified copy that computes in "fp16" or "bf16" outside `islands`, with inputs and outputs as they were, save
+    those of `borders`, which take the low type themselves: states, and what one engine hands to the next.
 
     Nodes whose operator set does not know the low type, nodes of other domains, and bodies of If, Loop and Scan stay
     in FP32. Where only a newer operator set knows the low type (BF16 convolutions, FP16 scales of Q/DQ) the graph is
@@ -87,14 +90,16 @@ def lower_precision(model: "onnx.ModelProto", precision: str, islands: Collectio
         )
     result = simplify(model)
     raise_opset(result, _TYPE_NAMES[precision])
-    _Lowering(result, precision, frozenset(islands)).run()
+    _Lowering(result, precision, frozenset(islands), frozenset(borders)).run()
     return infer_shapes(result, strict=True)
 
 
 class _Lowering:
     """One pass over one graph, in order, which must be topological."""
 
-    def __init__(self, model: "onnx.ModelProto", precision: str, islands: frozenset[str]) -> None:
+    def __init__(
+        self, model: "onnx.ModelProto", precision: str, islands: frozenset[str], borders: frozenset[str]
+    ) -> None:
         import ml_dtypes
         import onnx
 
@@ -102,6 +107,7 @@ class _Lowering:
         self._graph = model.graph
         self._opset = opset(model)
         self._islands = islands
+        self._borders = borders
         self._suffix = precision
         self._low: int = kinds.FLOAT16 if precision == "fp16" else kinds.BFLOAT16
         self._float: int = kinds.FLOAT
@@ -128,10 +134,12 @@ class _Lowering:
 
         nodes = onnx.GraphProto()
         nodes.node.extend(self._graph.node)
+        self._lower_inputs()
         for node in nodes.node:
             self._lower(node)
-        for name in outputs & self._is_low:
+        for name in outputs & self._is_low - self._borders:
             self._restore_output(name)
+        self._lower_outputs(outputs & self._borders)
         used = {name for node in self._nodes for name in (*node.input, *captured(node))} | outputs
         for place in range(len(self._graph.initializer) - 1, -1, -1):
             if self._graph.initializer[place].name not in used:
@@ -312,6 +320,21 @@ class _Lowering:
 
     # The graph's border, and bodies.
 
+    def _lower_inputs(self) -> None:
+        for value in self._graph.input:
+            if value.name in self._borders and self._kinds.get(value.name) == self._float:
+                value.type.tensor_type.elem_type = self._low
+                self._is_low.add(value.name)
+
+    def _lower_outputs(self, names: Collection[str]) -> None:
+        """Outputs that leave in the low type: what is computed in FP32 is cast at the end."""
+        for value in self._graph.output:
+            if value.name not in names or self._kinds.get(value.name) != self._float:
+                continue
+            value.type.tensor_type.elem_type = self._low
+            if value.name not in self._is_low:
+                self._end_output(value.name, self._suffix, self._low)
+
     def _restore_output(self, name: str) -> None:
         """The output keeps its name and type: what computed it gets another name, and a cast ends in the output's."""
         import onnx
@@ -330,6 +353,20 @@ class _Lowering:
         if cast is None:
             last = onnx.helper.make_node("Cast", [inner], [name], name=f"{name}/fp32", to=self._float)
             self._nodes.append(last)
+
+    def _end_output(self, name: str, suffix: str, kind: int) -> None:
+        """What computed the output gets another name, and a cast ends in the output's."""
+        import onnx
+
+        inner = self._fresh(f"{name}/fp32")
+        for node in self._nodes:
+            for values in (node.input, node.output):
+                for place, value in enumerate(values):
+                    if value == name:
+                        values[place] = inner
+            for body in subgraphs(node):
+                rename_uses(body, {name: inner})
+        self._nodes.append(onnx.helper.make_node("Cast", [inner], [name], name=f"{name}/{suffix}", to=kind))
 
     def _feed_bodies(self, node: "onnx.NodeProto") -> None:
         """Bodies stay as they are, so what they capture must reach them under its own name in FP32: a low value is

@@ -1,7 +1,7 @@
 """What a model hands to the engine builder: a graph to write, sizes to serve, and a way to prove the result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,12 @@ class Recipe:
     `dynamic_quantisation` is how many activations share a scale where only weights are int8 (see SessionOptions).
     `unproven` names the outputs that the reference leaves out; `limits` is the greatest size that a dimension can have.
     `seeded` owns up to made-up weights: such an engine is measured, never packaged for use, so no task judges it.
+
+    For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
+    names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
+    `gpu_profiles` are served there instead of `profiles`; `rows` is the dimension whose items do not depend on one
+    another, so that a few of many prove all; `by_profile` gives the recipe of a profile that another graph with the
+    same inputs and outputs computes (a prompt beside a step).
     """
 
     name: str
@@ -117,6 +123,11 @@ class Recipe:
     limits: Mapping[str, int] = field(default_factory=dict)
     seeded: bool = False
     licences: tuple[Licence, ...] = field(default=())
+    half_tolerance: float = 2e-2
+    low_borders: tuple[str, ...] = ()
+    rows: str = ""
+    gpu_profiles: tuple[Profile, ...] = ()
+    by_profile: Mapping[str, "Recipe"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.profiles:
@@ -141,21 +152,31 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe."""
+    """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe.
+    `gpu_parts` are the recipes of those parts that are served otherwise on a GPU: other sizes, states on the device."""
 
     name: str
     parts: Mapping[str, Recipe]
     origin: Origin | None = None
+    gpu_parts: Mapping[str, Recipe] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe, origin: Origin | None = None) -> "Model":
         """A model of one graph, with the recipe's name."""
         return cls(recipe.name, {WHOLE: recipe}, origin)
 
-    def recipe(self, part: str) -> Recipe:
+    def parts_for(self, gpu: bool) -> dict[str, Recipe]:
+        """The recipe of every part, for a GPU or for a CPU."""
+        return {name: self._for_gpu(name, recipe) if gpu else recipe for name, recipe in self.parts.items()}
+
+    def _for_gpu(self, name: str, recipe: Recipe) -> Recipe:
+        chosen = self.gpu_parts.get(name, recipe)
+        return replace(chosen, profiles=chosen.gpu_profiles) if chosen.gpu_profiles else chosen
+
+    def recipe(self, part: str, *, gpu: bool = False) -> Recipe:
         """Raises EngineError for a part that the model does not have."""
         if part not in self.parts:
             raise EngineError(
                 f"the model {self.name} has no part {part!r}", available=list(self.parts), next_step="name one of these"
             )
-        return self.parts[part]
+        return self.parts_for(gpu)[part]

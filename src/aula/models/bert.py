@@ -122,6 +122,8 @@ def sentence_recipe(
             Profile("question", {"batch": Size(1, 1, 2), "sequence": _lengths(16, 64, longest)}),
             Profile("passages", {"batch": Size(1, 8, 8), "sequence": _lengths(128, longest, longest)}),
         ),
+        gpu_profiles=_gpu_profiles(longest),
+        rows="batch",
         limits={"sequence": config.max_position_embeddings},
         calibration=calibration,
         task=task,
@@ -158,6 +160,8 @@ def _model_recipe(
             Profile("question", {"batch": Size(1, 1, 2), "sequence": _lengths(32, 64, longest)}),
             Profile("passages", {"batch": Size(1, 1, 4), "sequence": _lengths(128, longest, longest)}),
         ),
+        gpu_profiles=_gpu_profiles(longest),
+        rows="batch",
         limits={"sequence": config.max_position_embeddings},
         calibration=calibration,
         task=task,
@@ -213,6 +217,15 @@ def _sources(checkpoint: Checkpoint) -> tuple[Path, ...]:
 def _lengths(usual: int, greatest: int, longest: int) -> Size:
     """Of a sequence, where a text may have `longest` tokens."""
     return Size(min(SHORTEST, longest), min(usual, longest), min(greatest, longest))
+
+
+def _gpu_profiles(longest: int) -> tuple[Profile, ...]:
+    """One question as fast as can be, many at once, and passages to be indexed."""
+    return (
+        Profile("question", {"batch": Size(1, 1, 1), "sequence": _lengths(32, 64, longest)}),
+        Profile("questions", {"batch": Size(1, 64, 64), "sequence": _lengths(32, 64, longest)}),
+        Profile("passages", {"batch": Size(1, 16, 32), "sequence": _lengths(128, longest, longest)}),
+    )
 
 
 def _example(config: BertConfig, sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:

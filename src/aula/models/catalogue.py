@@ -155,7 +155,9 @@ def _with_profiles(model: Model, options: Sequence[str]) -> Model:
             )
         given[part].append(rest if slash else option)
     parts = {
-        name: replace(recipe, profiles=read_profiles(given[name], _dimensions(recipe))) if given[name] else recipe
+        name: replace(recipe, profiles=read_profiles(given[name], _dimensions(recipe)), gpu_profiles=())
+        if given[name]
+        else recipe
         for name, recipe in model.parts.items()
     }
     return replace(model, parts=parts)

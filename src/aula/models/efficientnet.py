@@ -51,6 +51,8 @@ def efficientnet_recipe(
         example=lambda sizes, generator: _example(network, sizes, generator),
         reference=Reference(network, weights),
         profiles=(Profile("image", {"batch": Size(1, 1, 2)}), Profile("images", {"batch": Size(1, 8, 8)})),
+        gpu_profiles=(Profile("image", {"batch": Size(1, 1, 1)}), Profile("images", {"batch": Size(1, 32, 32)})),
+        rows="batch",
         transformer=False,
         calibration=calibration,
         task=task,

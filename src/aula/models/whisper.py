@@ -7,6 +7,7 @@ The parts: `whisper_config` sizes and weights, `whisper_tokens` special tokens a
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 from aula.core.errors import ModelNotFoundError
 from aula.core.types import Licence
 from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
-from aula.models import whisper_task
+from aula.models import whisper_gpu, whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_clips import read_clips, read_sounds
 from aula.models.whisper_config import WhisperConfig, load_weights
+from aula.models.whisper_gpu import GPU_ROWS
 from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
@@ -33,7 +35,7 @@ QUESTION_SLOTS = 64
 """Tokens of a prompt and a question; the slots grow where a text is longer."""
 
 MOST_ROWS = 8
-"""Utterances that one run of the decoder serves."""
+"""Utterances that one run of the decoder serves on a CPU."""
 
 
 def whisper_model(
@@ -71,7 +73,11 @@ def whisper_model(
         seeded=seeded,
     )
     decoder = decoder_recipe(checkpoint, f"{name}-decoder", task=evaluations.get("decoder"), seeded=seeded)
-    return Model(name, {"encoder": encoder, "decoder": decoder})
+    gpu_parts = {
+        "encoder": replace(encoder, task=None, low_borders=whisper_gpu.low_borders(config), half_tolerance=5e-2),
+        "decoder": whisper_gpu.stepper_recipe(checkpoint, f"{name}-decoder", LICENCES, seeded=seeded),
+    }
+    return Model(name, {"encoder": encoder, "decoder": decoder}, gpu_parts=gpu_parts)
 
 
 def encoder_recipe(
@@ -106,6 +112,12 @@ def encoder_recipe(
             Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
             Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
         ),
+        gpu_profiles=(
+            Profile("question", {"rows": _fixed(1), "frames": _fixed(question)}),
+            Profile("questions", {"rows": _fixed(GPU_ROWS), "frames": _fixed(question)}),
+            Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
+        ),
+        rows="rows",
         limits={"frames": most},
         calibration=calibration,
         task=task,

@@ -1,0 +1,296 @@
+"""The engine of one part for a GPU: a plan for every profile, in every precision that is asked for, proven and raced.
+
+A plan for each profile, not one plan with many: sizes that the profile fixes are written into the graph, which lets
+TensorRT choose among more kernels; each has its own usual size to choose for (latency or throughput); 8.6 allows one
+context for each profile of a plan; and until 10.8 plans with several profiles could compute wrong numbers.
+
+fp16 is what a GPU is asked for when nothing else is said. It is held to the reference's numbers at every profile, and
+to the task's metric where there are labelled examples; int8 to the task and to being faster than fp16. Where no lower
+precision passes, fp32 is built.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aula.backends.selecting import SelectingSession
+from aula.backends.session import Session
+from aula.core.errors import BackendError, VerificationError
+from aula.engine import gpu_proof as proof
+from aula.engine.bundle import session_options
+from aula.engine.choice import input_axes
+from aula.engine.dialect import for_tensorrt, specialise
+from aula.engine.files import file_digest, write_file
+from aula.engine.gpu_proof import OnDevice
+from aula.engine.halves import ISLANDS, lower_precision
+from aula.engine.manifest import Candidate, Inspection, StoredFile, bounds_of
+from aula.engine.onnx_files import save_model
+from aula.engine.passes import simplify
+from aula.engine.plans import Extents, PlanOptions, UnbuildableError
+from aula.engine.precision import Progress
+from aula.engine.quantize import quantized_layers, restored
+from aula.engine.recipe import Profile, Recipe, Task
+from aula.engine.signed import signed_activations, weights_behind_pairs
+from aula.engine.store import Store
+from aula.engine.trial import drop_fault, measure
+from aula.engine.workshop import Timings, Workshop
+
+if TYPE_CHECKING:
+    import onnx
+
+GPU_ISLANDS = ISLANDS - {"Softmax"}
+"""In fp16 a softmax between two products is computed inside one fused kernel, which sums in fp32 by itself; an island
+around it would tear the kernel apart."""
+MOST_RESTORED = 16
+"""Rounds of putting layers back into fp16 for which TensorRT has no int8 kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """An int8 graph, and the plain one that its layers can be taken back from."""
+
+    graph: "onnx.ModelProto"
+    plain: "onnx.ModelProto"
+
+
+@dataclass(slots=True)
+class GpuTrial:
+    """One precision: its plans by profile, and what was found of them."""
+
+    precision: str
+    plans: dict[str, Path] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    inspection: dict[str, Inspection] = field(default_factory=dict)
+    restored: tuple[str, ...] = ()
+    error: float | None = None
+    metric: float | None = None
+    rejected: str | None = None
+
+    def candidate(self, version: str) -> Candidate:
+        layers: dict[str, int] = {}
+        for told in self.inspection.values():
+            for name, count in told.precisions.items():
+                layers[name] = layers.get(name, 0) + count
+        finite = self.error is not None and np.isfinite(self.error)
+        return Candidate(
+            backend="tensorrt",
+            version=version,
+            precision=self.precision,
+            milliseconds=dict(self.milliseconds),
+            relative_error=self.error if finite else None,
+            metric=self.metric,
+            layers=layers,
+            rejected=self.rejected,
+        )
+
+
+class GpuPart:
+    """Builds and proves the plans of one part."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        workshop: Workshop,
+        folder: Path,
+        options: PlanOptions,
+        timings: Timings,
+        *,
+        task: Task | None,
+        most_drop: float,
+        report: Progress,
+    ) -> None:
+        self.recipe = recipe
+        self._workshop = workshop
+        self._folder = folder
+        self._options = options
+        self._timings = timings
+        self._task = task
+        self._most_drop = most_drop
+        self._report = report
+        self.written = simplify(recipe.write_graph())
+        self._graphs: dict[str, onnx.ModelProto] = {}
+        self._cases: dict[str, list[proof.Case]] = {}
+
+    def prepare(self) -> None:
+        """Compute what is right at every profile, once."""
+        for place, profile in enumerate(self.recipe.profiles):
+            self._report("computing the reference", place / len(self.recipe.profiles))
+            self._cases[profile.name] = proof.cases(self._recipe(profile), profile, self.written)
+
+    def try_precision(self, precision: str, reference: float | None, quantised: Quantised | None = None) -> GpuTrial:
+        """Build and prove one precision at every profile. `reference` is the metric that it is held to, None where no
+        task judges. What goes wrong with the engine itself is the trial's reason; what goes wrong with the machine is
+        raised (BackendError for a lost device)."""
+        trial = GpuTrial(precision)
+        try:
+            for place, profile in enumerate(self.recipe.profiles):
+                share = place / len(self.recipe.profiles)
+                self._report(f"building {precision} for {profile.name}", share)
+                self._build(trial, profile, quantised)
+            self._prove(trial, reference)
+        except UnbuildableError as refusal:
+            trial.rejected = refusal.what
+        except VerificationError as refusal:
+            trial.rejected = refusal.what
+        return trial
+
+    def _build(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
+        for _ in range(MOST_RESTORED):
+            try:
+                return self._build_once(trial, profile, quantised)
+            except UnbuildableError as refusal:
+                # 1. Which of the layers that are quantised does TensorRT name? These are computed in fp16.
+                named = () if quantised is None else self._named(quantised, trial.restored, refusal.said)
+                if not named:
+                    raise
+                self._report(f"{', '.join(named)}: no int8 kernel, back to fp16", 0.5)
+                trial.restored += named
+        raise UnbuildableError(
+            f"after {len(trial.restored)} layers were put back TensorRT still has no kernel for others",
+            next_step="build without int8",
+        )
+
+    def _recipe(self, profile: Profile) -> Recipe:
+        return self.recipe.by_profile.get(profile.name, self.recipe)
+
+    def _named(self, quantised: Quantised, already: Sequence[str], said: str) -> tuple[str, ...]:
+        layers = [name for name in quantized_layers(quantised.graph) if name not in already]
+        return tuple(name for name in layers if name and name in said)
+
+    def _build_once(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
+        graph = self._lowered(trial, profile, quantised)
+        path = self._folder / f"{trial.precision}-{profile.name}.onnx"
+        write_file(path, lambda target: save_model(graph, target))
+        free = _free_extents(graph, profile)
+        plan = self._workshop.builder.build(
+            path, trial.precision, [free] if free else [], self._options, cache=self._timings.read()
+        )
+        self._timings.write(plan.cache)
+        target = path.with_suffix(".plan")
+        write_file(target, lambda made: made.write_bytes(plan.content))
+        path.unlink()
+        trial.plans[profile.name], trial.digests[profile.name] = target, file_digest(target)
+
+    def _lowered(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> "onnx.ModelProto":
+        """The graph of a profile in a precision, with the sizes that the profile fixes, in TensorRT's words."""
+        precision = trial.precision
+        if quantised is not None:
+            graph = signed_activations(restored(quantised.graph, quantised.plain, trial.restored))
+            if self._workshop.builder.typed:
+                graph = lower_precision(graph, "fp16", GPU_ISLANDS, borders=self.recipe.low_borders)
+            else:
+                graph = weights_behind_pairs(graph)  # flags choose fp16 between the pairs
+        else:
+            recipe = self._recipe(profile)
+            graph = self.written if recipe is self.recipe else simplify(recipe.write_graph())
+            if precision != "fp32":
+                graph = lower_precision(graph, precision, GPU_ISLANDS, borders=self.recipe.low_borders)
+        fixed = {name: size.least for name, size in profile.sizes.items() if size.least == size.greatest}
+        return for_tensorrt(specialise(graph, fixed))
+
+    def _prove(self, trial: GpuTrial, reference: float | None) -> None:
+        # 2. Numbers, time and layers at every profile, in the session that will serve it.
+        errors = []
+        for profile in self.recipe.profiles:
+            self._report(f"proving {trial.precision} at {profile.name}", 0.9)
+            with self._open(trial, profile) as session:
+                errors.append(proof.engine_error(session, self._cases[profile.name], self._recipe(profile)))
+                trial.milliseconds[profile.name] = _milliseconds(session, self._recipe(profile), profile)
+                if isinstance(session, OnDevice):
+                    operators = len(self.written.graph.node)
+                    trial.inspection[profile.name] = proof.inspection(session.layers(), operators)
+        trial.error = max(errors)
+        trial.rejected = self._numbers_fault(trial)
+        # 3. What the model is for.
+        if trial.rejected is None and self._task is not None:
+            with self._all_sizes(trial) as session:
+                trial.metric = measure(self._task, session)
+            if reference is not None:
+                trial.rejected = drop_fault(reference - trial.metric, self._most_drop) or None
+
+    def _numbers_fault(self, trial: GpuTrial) -> str | None:
+        assert trial.error is not None
+        if not np.isfinite(trial.error):
+            return "the outputs are not finite"
+        most = {"fp32": self.recipe.tolerance, "int8": float("inf")}.get(trial.precision, self.recipe.half_tolerance)
+        if trial.error > most:
+            return f"relative error {trial.error:.1e} is over the tolerance {most:.0e}"
+        if trial.precision == "int8" and self._task is None and not self.recipe.seeded:
+            return "no metric was measured"
+        told = _counted(trial)
+        if told and not told.get(trial.precision, 0):
+            return f"no layer truly runs in {trial.precision}"
+        return None
+
+    def _open(self, trial: GpuTrial, profile: Profile) -> Session:
+        path, digest = trial.plans[profile.name], trial.digests[profile.name]
+        bounds = bounds_of(input_axes(self.written), _extents_of(profile))
+        options = session_options(
+            trial.precision,
+            0,
+            states=self.recipe.states,
+            bounds=bounds,
+            digest=digest,
+            device=self._workshop.card.number,
+        )
+        return self._workshop.open(path, options)
+
+    def _all_sizes(self, trial: GpuTrial) -> SelectingSession:
+        bounds = {
+            profile.name: bounds_of(input_axes(self.written), _extents_of(profile)) for profile in self.recipe.profiles
+        }
+        openers: dict[str, Callable[[], Session]] = {
+            profile.name: (lambda chosen=profile: self._open(trial, chosen))  # type: ignore[misc]
+            for profile in self.recipe.profiles
+        }
+        return SelectingSession(bounds, openers)
+
+
+def store_plans(trial: GpuTrial, store: Store) -> tuple[tuple[StoredFile, ...], dict[str, str]]:
+    """Move the plans into the store: the files, and each profile's digest."""
+    files: dict[str, StoredFile] = {}
+    for profile, path in trial.plans.items():
+        digest = trial.digests[profile]
+        if digest not in files:
+            files[digest] = store.add_file(path)
+    return tuple(files.values()), dict(trial.digests)
+
+
+def _milliseconds(session: Session, recipe: Recipe, profile: Profile) -> float:
+    """Median time on the device at the profile's usual sizes, copies of inputs and outputs included."""
+    inputs = proof.usual_inputs(session, recipe, profile)
+    if not isinstance(session, OnDevice):
+        raise BackendError(
+            f"{type(session).__name__} tells no device time", next_step="prove it on the GPU that it is for"
+        )
+    session.reset()
+    for _ in range(proof.WARM_RUNS):
+        session.run(inputs)
+    return round(statistics.median(session.device_milliseconds(proof.TIMED_RUNS)), 4)
+
+
+def _counted(trial: GpuTrial) -> Mapping[str, int]:
+    counts: dict[str, int] = {}
+    for told in trial.inspection.values():
+        for name, count in told.precisions.items():
+            counts[name] = counts.get(name, 0) + count
+    return counts
+
+
+def _extents_of(profile: Profile) -> dict[str, Extents]:
+    return {name: (size.least, size.usual, size.greatest) for name, size in profile.sizes.items()}
+
+
+def _free_extents(graph: "onnx.ModelProto", profile: Profile) -> dict[str, list[Extents]]:
+    """For every input that still has a free axis, the extents of all its axes."""
+    sizes = _extents_of(profile)
+    return {
+        name: [(axis, axis, axis) if isinstance(axis, int) else sizes[axis] for axis in axes]
+        for name, axes in input_axes(graph).items()
+        if any(isinstance(axis, str) for axis in axes)
+    }
