@@ -46,7 +46,10 @@ def test_failures_are_told_with_their_code(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.setattr("aula.cli.farm.list_gpus", lambda: (T4,))
     failed = run("build", str(toy_file(tmp_path)), *PROFILE, "--targets", "sm75", "--store", str(tmp_path / "store"))
     assert failed.code == 5
-    assert "✗ sm75 failed: there is no TensorRT here" in failed.err
+    assert "✗ sm75 failed: " in failed.err
+    assert "GPU" in failed.err
+    early = run("build", "minilm", "--targets", "cpu,sm75", "--precision", "bf16")
+    assert (early.code, "no precision bf16 for the target sm75" in early.err) == (5, True)
     none = run("build", "minilm", "--targets", "sm89")
     assert (none.code, "none of the targets is on this machine" in none.err) == (5, True)
 

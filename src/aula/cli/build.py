@@ -137,6 +137,8 @@ def build(
     if targets is not None:
         if target or verdict:
             raise click.UsageError("--targets builds for several; --target and --verdict are for one.")
+        for one in read_targets(targets):
+            BuildOptions(precisions, target=one)  # what some target does not have is refused before any is built
         asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild)
         if plan is not None:
             click.echo(plan_pipeline(asked, read_targets(targets), plan, image), nl=False)
