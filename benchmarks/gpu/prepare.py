@@ -17,7 +17,7 @@ QUESTION_SECONDS = 5
 WINDOW_FRAMES = 3000
 CHECKPOINTS = ("bert-base", "whisper-small", "efficientnet-b0")
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+Arrays = Mapping[str, Any]
 
 
 def prepare(work: Path, *, tiny: bool = False) -> None:

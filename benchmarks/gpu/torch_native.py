@@ -2,8 +2,9 @@
 
     python3 -m benchmarks.gpu.torch_native --work FOLDER --row NAME [--device cuda|cpu] [--tiny] [--seconds LIMIT]
 
-Prints one JSON line, last. Every variant stands for itself: one that runs out of memory or does not compile is
-reported as skipped, and the rest goes on. Inputs lie on the device before the clock starts.
+Prints a JSON line after each variant, with all so far: the last one counts, even if this process is ended. Every
+variant stands for itself: one that runs out of memory or does not compile is reported as skipped, and the rest goes
+on. Inputs lie on the device before the clock starts.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def efficientnet(bench: Bench, row: str) -> None:
 
     pixels = bench.load(row)["pixel_values"]
 
-    def open_call(dtype: torch.dtype, strong: bool) -> Run:
+    def open_call(dtype: torch.dtype, _strong: bool) -> Run:
         model = EfficientNetForImageClassification.from_pretrained(
             bench.work / "efficientnet-b0", dtype=dtype, local_files_only=True
         )
@@ -139,7 +140,7 @@ def whisper(bench: Bench, row: str) -> None:
         bench.try_variant(name, lambda: strong("compiled_fp16", compiled=True))
 
 
-def in_flight(bench: Bench, row: str) -> None:
+def in_flight(bench: Bench, _row: str) -> None:
     def native(dtype: torch.dtype) -> dict[str, Any]:
         model = load_whisper(bench, dtype)
         return bench.in_flight(lambda rows: generating(model, mels(bench, rows, WINDOW_FRAMES, dtype, same=True)))
@@ -175,21 +176,33 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="time for the runs of one variant")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     options = parser.parse_args()
-    bench = Bench(options)
-    ROWS[options.row](bench, options.row)
-    outputs = bench.work / f"outputs-pytorch-{options.row}.npz"
-    np.savez(outputs, **bench.outputs)
+    # Libraries print where they like; the lines are for the orchestrator alone.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     import transformers
 
-    found = {
-        "row": options.row,
-        "competitor": "pytorch",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "cuda": torch.version.cuda},
-        "gpu": torch.cuda.get_device_name() if bench.cuda else "cpu",
-        "variants": bench.variants,
-        "outputs": str(outputs),
-    }
-    print(json.dumps(found), flush=True)
+    transformers.utils.logging.disable_progress_bar()
+
+    def tell(bench: Bench) -> None:
+        path = bench.work / f"outputs-pytorch-{options.row}.npz"
+        outputs: dict[str, Any] = bench.outputs
+        np.savez(path, **outputs)
+        found = {
+            "row": options.row,
+            "competitor": "pytorch",
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "CUDA": torch.version.cuda,
+            },
+            "gpu": torch.cuda.get_device_name() if bench.cuda else "cpu",
+            "variants": bench.variants,
+            "outputs": str(path),
+        }
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+    ROWS[options.row](Bench(options, tell), options.row)
 
 
 if __name__ == "__main__":

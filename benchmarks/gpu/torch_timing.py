@@ -26,7 +26,8 @@ Run = Callable[[], Any]
 class Bench:
     """The device, the limits, and what was measured so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, tell: Callable[["Bench"], None]) -> None:
+        self._tell = tell
         self.work = Path(options.work)
         self.device = torch.device(options.device)
         self.tiny: bool = options.tiny
@@ -37,7 +38,7 @@ class Bench:
 
     @property
     def cuda(self) -> bool:
-        return self.device.type == "cuda"
+        return bool(self.device.type == "cuda")
 
     def wait(self) -> None:
         if self.cuda:
@@ -58,7 +59,7 @@ class Bench:
             found = {"skipped": f"{type(error).__name__}: {first[:200]}"}
         found["took_s"] = round(time.perf_counter() - start, 1)
         self.variants[name] = found
-        print(f"  {name}: {found}", flush=True)
+        self._tell(self)
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

@@ -140,7 +140,7 @@ class _Layer:
         self.weight = torch.cat([part.weight for part in parts])
         no_bias = torch.zeros_like(attention.q_proj.bias)
         self.bias = torch.cat([no_bias if part.bias is None else part.bias for part in parts])
-        self.hears = layer.encoder_attn if cross else None
+        self.hears: Any = layer.encoder_attn if cross else None
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, self.size)).transpose(1, 2)
