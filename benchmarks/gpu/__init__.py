@@ -3,7 +3,9 @@
     __main__        what runs when, and the report
     prepare         seeded checkpoints and inputs that every competitor reads
     children        a competitor's process: its environment, its time limit, what it said last
-    ours            our own side, in a process of its own
+    engines         builds the engines of our side, once
+    ours            our own side, `measure(row, work)`; `ours_process` is its process
+    rows, flight    what our side's rows are, and how many recognitions it has in flight
     torch_native    PyTorch's side, under another interpreter; with torch_timing and torch_whisper it never imports aula
     table           best variants, ratios, targets, parity, and the table for people
 

@@ -90,7 +90,7 @@ def ours_start(seconds: float, work: Path) -> Start:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
     def start(row: str) -> Said:
-        command = [sys.executable, "-m", "benchmarks.gpu.ours", "--work", str(work), "--row", row]
+        command = [sys.executable, "-m", "benchmarks.gpu.ours_process", row, str(work)]
         return run_child("ours", command, environment, seconds, folder=ROOT)
 
     return start
@@ -111,6 +111,7 @@ def run_row(row: table.Row, starts: Mapping[str, Start], tell: Tell) -> dict[str
             record["skipped"] = said.failure.replace("\n", " / ")
         elif not record:
             record["skipped"] = "it said nothing"
+        record = table.with_variants(record)
         if not isinstance(record.get("variants", {}), dict):
             record = {"skipped": "its variants are no object"}
         for variant, figures in record.get("variants", {}).items():

@@ -1,7 +1,5 @@
 """Floor 5: what this machine can run, found out by trying, and what to install for more."""
 
-import ctypes.util
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from aula.audio.devices import describe_devices
-from aula.backends.session import BACKENDS
+from aula.backends.gpus import Gpu, list_gpus
+from aula.backends.session import BACKENDS, runtime_version
+from aula.core.errors import BackendError
 from aula.core.settings import TABLE, Settings, settings_files
 from aula.core.types import Licence
 from aula.engine.identity import usable_cores
 from aula.engine.manifest import TargetEngine
 from aula.engine.store import Store
+from aula.engine.targets import TARGETS
 from aula.runtime import RungReport, Runtime
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
@@ -102,42 +103,50 @@ def _memory() -> str:
 def _package(name: str, package: str, install: str) -> Part:
     if importlib.util.find_spec(package) is None:
         return Part(name, False, "not installed", install)
-    return Part(name, True, importlib.metadata.version(package))
+    return Part(name, True, runtime_version(name))
 
 
 def _targets() -> tuple[Part, ...]:
-    """cpu always; the GPU targets need a driver, cuda-python and TensorRT."""
-    gpus = _gpus()
-    tensorrt = _package("TensorRT", "tensorrt", 'pip install "aula[gpu]"')
+    """cpu always; a GPU's target needs a driver, cuda-python and TensorRT, each of which is tried."""
     cpu = Part("cpu", True, "OpenVINO and ONNX Runtime, the faster of them by measurement")
+    gpus = list_gpus()
     if not gpus:
-        absent = Part("GPU (sm75 T4, sm86 A10, sm89 L4, sm90 H100/H200)", False, "no NVIDIA driver was found here")
-        return (cpu, absent)
-    ready = "TensorRT targets come with step 3 of the plan; see the README"
-    return (cpu, *(Part(name, False, ready) for name in gpus), tensorrt)
+        advice = "engines for GPUs are built where they are: aula build MODEL --targets sm75,sm89,cpu --plan-ci github"
+        names = ", ".join(f"{target.name} {'/'.join(target.products)}" for target in TARGETS.values() if target.is_gpu)
+        return (cpu, Part(f"GPU ({names})", False, "no NVIDIA driver was found here", advice))
+    return (cpu, *(_gpu(gpu) for gpu in gpus), *_gpu_runtimes())
 
 
-def _gpus() -> list[str]:
-    """Targets of the GPUs here, asked of the driver library itself (cuda.h: attributes 75 and 76 are the compute
-    capability)."""
-    library = ctypes.util.find_library("cuda")
-    if library is None:
-        return []
+def _gpu(gpu: Gpu) -> Part:
+    """One card, and the target that its engines are built for."""
+    target = next((target for target in TARGETS.values() if target.capability == gpu.capability), None)
+    told = f"{gpu.memory_bytes / 2**30:.0f} GiB, compute capability {gpu.capability}, driver {gpu.driver}"
+    name = f"GPU {gpu.index}: {gpu.name}"
+    if target is None:
+        known = ", ".join(f"{one.name} ({one.capability})" for one in TARGETS.values() if one.is_gpu)
+        return Part(name, False, told, f"no target is built for it; there are {known}")
+    return Part(name, True, f"{told}: target {target.name}")
+
+
+def _gpu_runtimes() -> tuple[Part, ...]:
+    """CUDA and TensorRT as sessions open them. Whatever is missing comes with one extra."""
+    install = 'pip install "aula[gpu]"'
+    parts = []
     try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return []
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    targets = []
-    for ordinal in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        driver.cuDeviceGet(ctypes.byref(device), ordinal)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        targets.append(f"sm{major.value}{minor.value}")
-    return targets
+        from aula.backends.cuda import Cuda
+
+        cuda = Cuda.open()
+        parts.append(Part("CUDA", True, f"the driver serves CUDA {cuda.driver()}"))
+    except BackendError as error:
+        advice = error.next_step if "pip install" in error.next_step else "install NVIDIA's driver, 525 or newer"
+        parts.append(Part("CUDA", False, error.what, advice))
+    try:
+        from aula.backends.tensorrt_runtime import Runtime as TensorRt
+
+        parts.append(Part("TensorRT", True, f"{TensorRt.load().version}, loads"))
+    except BackendError as error:
+        parts.append(Part("TensorRT", False, error.what, install))
+    return tuple(parts)
 
 
 def _engines(settings: Settings) -> tuple[Part, ...]:

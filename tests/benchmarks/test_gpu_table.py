@@ -133,6 +133,17 @@ def test_the_table_names_variants_verdicts_parity_and_what_was_left_out() -> Non
     ]
 
 
+def test_one_engine_told_flat_is_a_variant() -> None:
+    flat = {"row": "bert-1x32", "variant": "fp16", "p50_ms": 0.4, "tried": {"a": 1}, "digits": None}
+    told = table.with_variants(flat)
+    assert told["variants"] == {"fp16": {"p50_ms": 0.4}}
+    assert told["tried"] == {"a": 1}
+    assert compare(ROWS["bert-1x32"], TORCH, told)["met"] is True
+    assert table.with_variants({"in_flight": 0})["variants"] == {"engine": {"in_flight": 0}}
+    for untouched in ({"skipped": "no GPU"}, ours(p50_ms=1.0)):
+        assert table.with_variants(untouched) == untouched
+
+
 def test_every_row_has_a_unit_and_a_name_of_its_own() -> None:
     assert [row.name for row in ROWS.values()] == list(ROWS)
     assert {row.figure for row in ROWS.values()} <= {"p50_ms", "per_second", "speedup", "in_flight"}

@@ -3,6 +3,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aula.backends.gpus import Gpu
 from aula.cli.build import build
@@ -45,7 +46,10 @@ def test_failures_are_told_with_their_code(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.setattr("aula.cli.farm.list_gpus", lambda: (T4,))
     failed = run("build", str(toy_file(tmp_path)), *PROFILE, "--targets", "sm75", "--store", str(tmp_path / "store"))
     assert failed.code == 5
-    assert "✗ sm75 failed: there is no TensorRT here" in failed.err
+    assert "✗ sm75 failed: " in failed.err
+    assert "GPU" in failed.err
+    early = run("build", "minilm", "--targets", "cpu,sm75", "--precision", "bf16")
+    assert (early.code, "no precision bf16 for the target sm75" in early.err) == (5, True)
     none = run("build", "minilm", "--targets", "sm89")
     assert (none.code, "none of the targets is on this machine" in none.err) == (5, True)
 
@@ -65,6 +69,29 @@ def test_everything_that_was_asked_for_is_asked_for_again() -> None:
     wanted = {"precisions": ("int8",), "profiles": ("a:x=1",), "calibrate": Path("c d"), "labelled": Path("l")}
     wanted |= {"model": "m", "store": "s3://x", "most_drop": 0.5, "rebuild": True}
     assert {name: given[name] for name in wanted} == wanted
-    about_the_run = {"target", "targets", "plan", "verdict", "as_json", "as_lines"}
+    about_the_run = {"target", "targets", "plan", "image", "verdict", "as_json", "as_lines"}
     assert given.keys() - wanted.keys() <= about_the_run
     assert Asked("m").command() == ("aula", "build", "m")
+
+
+def test_a_pipeline_is_printed_and_nothing_is_built(run: Run, tmp_path: Path) -> None:
+    words = ("build", "minilm", "--targets", "sm75,cpu", "--precision", "int8", "--plan-ci")
+    hub = yaml.safe_load(run(*words, "github").out)
+    assert hub["jobs"]["build"]["strategy"]["matrix"]["target"] == ["cpu", "sm75"]
+    assert "--precision int8" in hub["jobs"]["build"]["steps"][1]["run"]
+    shared = (*words, "kubernetes", "--store", "s3://school/engines", "--image", "school/aula:1")
+    jobs = list(yaml.safe_load_all(run(*shared).out))
+    assert [job["spec"]["template"]["spec"]["containers"][0]["image"] for job in jobs] == ["school/aula:1"] * 3
+    again = list(yaml.safe_load_all(run(*shared).out))
+    assert jobs[0]["metadata"]["name"] != again[0]["metadata"]["name"]  # jobs cannot be changed, only be new
+    assert run(*words, "kubernetes").code == 9
+    assert run("build", "minilm", "--plan-ci", "gitlab").code == 2
+
+
+def test_files_that_a_build_reads_start_its_pipeline(run: Run, tmp_path: Path) -> None:
+    toy_file(Path())
+    words = ("build", "toy.onnx", "--calibrate", "real.npz", "--profile", "@asked.jsonl", "--targets", "cpu")
+    hub = yaml.safe_load(run(*words, "--plan-ci", "github").out)
+    assert hub["on"]["push"]["paths"][::2] == ["toy.onnx", "real.npz", "asked.jsonl"]
+    refused = run(*words, "--plan-ci", "kubernetes", "--store", "s3://x")
+    assert (refused.code, "toy.onnx is a file of this machine" in refused.err) == (5, True)

@@ -10,7 +10,7 @@ import pytest
 from aula.core.errors import BundleError, EngineError, ModelNotFoundError, StorageError, VerificationError
 from aula.engine.build import BuildOptions, build
 from aula.engine.bundle import Bundle
-from aula.engine.manifest import Gate, sealed
+from aula.engine.manifest import Device, Gate, sealed
 from aula.engine.merge import find_bundles, merge
 from aula.engine.recipe import Origin
 from aula.engine.store import Store
@@ -110,6 +110,18 @@ def test_what_is_not_of_one_model_or_did_not_pass_is_refused(
     assert _key(1) in failure.value.what
     assert failure.value.next_step
     assert not store.folder.exists()
+
+
+def test_fp16_of_a_gpu_is_held_to_numbers_where_no_task_judges(cpu: Bundle, tmp_path: Path) -> None:
+    device = Device("Tesla T4", "7.5", "12.8", "exact", False)
+    candidate = replace(cpu.engine().chosen, precision="fp16")
+    claims: dict[str, Any] = {"precision": "fp16", "device": device, "candidates": (candidate,)}
+    t4 = _as(cpu, tmp_path / "t4", "sm75", key=_key(1), engine=claims)
+    assert merge([cpu, t4], Store(tmp_path / "merged")).manifest.targets == ["cpu", "sm75"]
+    unmeasured = claims | {"candidates": (replace(candidate, relative_error=None),)}
+    other = _as(cpu, tmp_path / "other", "sm75", key=_key(2), engine=unmeasured)
+    with pytest.raises(BundleError, match=r"fp16 on .*knows of none"):
+        merge([cpu, other], Store(tmp_path / "no"))
 
 
 def test_other_parts_are_refused(cpu: Bundle, tmp_path: Path) -> None:

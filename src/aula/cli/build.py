@@ -11,10 +11,11 @@ import click
 
 from aula.backends.gpus import list_gpus
 from aula.cli.engine_tables import bundle_as_json, plain, print_bundle, print_verdict
-from aula.cli.farm import Asked, build_everywhere, progress_lines
+from aula.cli.farm import Asked, build_everywhere, plan_pipeline, progress_lines
 from aula.cli.output import print_json, progress_bar, results
 from aula.core.errors import EngineError, ModelNotFoundError
 from aula.core.settings import Settings, load_settings
+from aula.deploy.pipelines import KINDS
 from aula.engine.build import MOST_DROP, TARGETS, BuildOptions
 from aula.engine.build import build as build_bundle
 from aula.engine.bundle import Bundle
@@ -60,6 +61,13 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     help="Build for all of these that this machine has, beside each other, into one bundle: sm75,sm89,cpu.",
 )
 @click.option(
+    "--plan-ci",
+    "plan",
+    type=click.Choice(KINDS),
+    help="Build nothing: print the pipeline file that builds --targets on a machine of each kind, and merges them.",
+)
+@click.option("--image", help="The container image that has aula, for --plan-ci gitlab and kubernetes.")
+@click.option(
     "--precision",
     "precisions",
     multiple=True,
@@ -89,6 +97,8 @@ def build(
     model: str,
     target: str | None,
     targets: str | None,
+    plan: str | None,
+    image: str | None,
     precisions: tuple[str, ...],
     profiles: tuple[str, ...],
     calibrate: Path | None,
@@ -108,7 +118,8 @@ def build(
     own metric on labelled examples, and kept only if they lose at most --most-drop points and are faster.
 
     With --targets each target is built by a process of its own; those that this machine has no GPU for are left out,
-    and said.
+    and said. --plan-ci prints a pipeline that builds them where they are: a GitHub workflow, a GitLab pipeline, or
+    Kubernetes jobs, which want a --store that they all reach: a URL, or pvc://CLAIM/FOLDER.
 
     \b
     Example:
@@ -119,11 +130,19 @@ def build(
       aula build model.onnx --profile "usual:batch=1-1-8,sequence=3-16-64"
       aula build openai/whisper-small --store s3://school/engines
       aula build minilm --targets sm75,sm89,cpu
+      aula build minilm --targets sm75,sm89,cpu --plan-ci github > .github/workflows/engines.yml
     """
+    if plan is not None and targets is None:
+        raise click.UsageError("--plan-ci wants to know for which targets: --targets sm75,sm89,cpu")
     if targets is not None:
         if target or verdict:
             raise click.UsageError("--targets builds for several; --target and --verdict are for one.")
+        for one in read_targets(targets):
+            BuildOptions(precisions, target=one)  # what some target does not have is refused before any is built
         asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild)
+        if plan is not None:
+            click.echo(plan_pipeline(asked, read_targets(targets), plan, image), nl=False)
+            return
         build_everywhere(asked, read_targets(targets), as_json=as_json)
         return
     target = target or "cpu"

@@ -1,5 +1,6 @@
 """`aula build --targets`: what was asked for, as the words that ask for it again, here and elsewhere."""
 
+import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from aula.backends.gpus import list_gpus
 from aula.cli.engine_tables import bundle_as_json, plain, print_bundle
 from aula.cli.output import notices, print_json, progress_bars, results
 from aula.core.settings import load_settings
+from aula.deploy.pipelines import pipeline
+from aula.deploy.plan import Plan
 from aula.engine.build import MOST_DROP
 from aula.engine.farm import Harvest, build_targets, progress_line
 from aula.engine.store import open_store
@@ -45,6 +48,20 @@ class Asked:
         """`aula build` with everything that was asked for and these words."""
         store = ("--store", self.store) if self.store else ()
         return ("aula", "build", self.model, *words, *self.words, *store)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it reads: the model, unless that is a name, and evidence."""
+        path = Path(self.model)
+        read = [self.model] if path.suffix == ".onnx" or path.is_absolute() or path.exists() else []
+        read += [str(path) for path in (self.calibrate, self.labelled) if path is not None]
+        return (*read, *(one[1:] for one in self.profiles if one.startswith("@")))
+
+
+def plan_pipeline(asked: Asked, targets: tuple[str, ...], kind: str, image: str | None) -> str:
+    """The text of a pipeline that builds the same elsewhere."""
+    run = secrets.token_hex(4)
+    return pipeline(kind, Plan(asked.model, targets, asked.words, asked.store, asked.files, image, run))
 
 
 @contextmanager

@@ -215,6 +215,10 @@ class WhisperStepping:
         self._start = np.zeros(self.rows, dtype=np.int32)
         self._resident = False
 
+    def mel(self) -> DeviceTensor:
+        """Where the encoder reads what `write` is given."""
+        return self._encoder.device_tensor("mel")
+
     def keep_mel(self, mel: DeviceTensor) -> None:
         """Listen to what lies in this memory from now on, which somebody else fills."""
         self._encoder.attach("mel", mel)

@@ -1,0 +1,205 @@
+"""The engines that our side is measured with: built, proven and stored by the product's own builder.
+
+    python -m benchmarks.gpu.engines --work FOLDER --job bert
+
+One job a process, so that several can be built beside each other where device time is short; tactics are then timed in
+each other's way, which can only make the engines slower. Each leaves FOLDER/engines/JOB.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aula.engine.build import BuildOptions, build
+from aula.engine.bundle import Bundle
+from aula.engine.plans import Extents, Plan, PlanOptions
+from aula.engine.recipe import Model, Profile, Size
+from aula.engine.store import Store
+from aula.engine.targets import TARGETS, Target
+from aula.engine.workshop import Builder, Workshop
+from aula.models import bert, efficientnet, efficientnet_examples, whisper, whisper_gpu
+from aula.models.checkpoints import Checkpoint
+from aula.models.whisper_stepper import StepForm
+from benchmarks.gpu.rows import MANY, PICTURES, TOKENS
+
+SLOTS = 32
+"""Room for a prompt of four tokens and twenty more."""
+POSITIONS = 250
+IN_FLIGHT_ROWS = 320
+QUICK = 2
+"""Builder optimisation level of the convolutional networks: level 3 had not finished one of batch 32 after 265 s."""
+FORMS = {"few": whisper_gpu.FEW, "many": whisper_gpu.MANY}
+
+
+class Timed:
+    """A builder that notes how long TensorRT took for each plan, in seconds."""
+
+    def __init__(self, builder: Builder, seconds: list[float]) -> None:
+        self._builder, self._seconds = builder, seconds
+        self.typed = builder.typed
+
+    def build(
+        self,
+        model: Path,
+        precision: str,
+        profiles: Sequence[Mapping[str, Sequence[Extents]]],
+        options: PlanOptions,
+        *,
+        cache: bytes = b"",
+    ) -> Plan:
+        start = time.perf_counter()
+        try:
+            return self._builder.build(model, precision, profiles, options, cache=cache)
+        finally:
+            self._seconds.append(time.perf_counter() - start)
+
+
+class Job:
+    """Builds into a store of its own, and remembers what it took."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        self.work, self.name = work, name
+        self.store = Store(work / "stores" / name)
+        self.target = next(name for name in TARGETS if TARGETS[name].is_gpu and _is_here(TARGETS[name]))
+        self.seconds: list[float] = []
+
+    def build(self, model: Model, *precisions: str, level: int = 3, rebuild: bool = False) -> Bundle:
+        def workshop(target: Target) -> Workshop:
+            here = Workshop.here(target)
+            return replace(here, builder=Timed(here.builder, self.seconds))
+
+        options = BuildOptions(precisions, target=self.target, plans=PlanOptions(level=level), rebuild=rebuild)
+        say = lambda what, _share: print(f"{self.name}: {what}", flush=True)  # noqa: E731
+        return build(model, self.store, options, progress=say, make_workshop=workshop)
+
+    def leave(self, bundle: Bundle, **more: Any) -> None:
+        tried = {
+            part: [
+                {
+                    "precision": one.precision,
+                    "milliseconds": dict(one.milliseconds),
+                    "relative_error": one.relative_error,
+                    "metric": one.metric,
+                    "layers": dict(one.layers),
+                    "rejected": one.rejected,
+                }
+                for one in known.engines[self.target].candidates
+            ]
+            for part, known in bundle.manifest.parts.items()
+        }
+        path = self.work / "engines" / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "key": bundle.manifest.key,
+            "target": self.target,
+            "plan_seconds": self.seconds,
+            "tried": tried,
+            **more,
+        }
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        print(json.dumps({"job": self.name, **content}), flush=True)
+
+
+def _is_here(target: Target) -> bool:
+    from aula.backends.cuda import Cuda
+
+    return Cuda.open().capability() == target.capability
+
+
+def _fixed(name: str, **sizes: int) -> Profile:
+    return Profile(name, {dimension: Size(size, size, size) for dimension, size in sizes.items()})
+
+
+def build_bert(job: Job, _options: argparse.Namespace) -> None:
+    recipe = bert.bert_recipe(Checkpoint(job.work / "bert-base"), "bert-base", seeded=True)
+    profiles = (_fixed("bert-1x32", batch=1, sequence=32), _fixed("bert-64x32", batch=MANY, sequence=32))
+    job.leave(job.build(Model.of(replace(recipe, gpu_profiles=profiles))))
+
+
+def build_efficientnet(job: Job, options: argparse.Namespace) -> None:
+    """Twice: with no timings, and with those of the first build."""
+    import onnx
+
+    recipe = efficientnet.efficientnet_recipe(Checkpoint(job.work / "efficientnet-b0"), "efficientnet-b0")
+    recipe = replace(recipe, seeded=True, gpu_profiles=(_fixed("images", batch=PICTURES),))
+    if options.quantised:
+        recipe = replace(
+            recipe, written={"int8": lambda: onnx.load(str(options.quantised / "efficientnet-b0.int8.onnx"))}
+        )
+    precisions = ("fp16", "int8") if options.quantised else ("fp16",)
+    job.build(Model.of(recipe), *precisions, level=QUICK)
+    first, job.seconds = job.seconds, []
+    bundle = job.build(Model.of(recipe), *precisions, level=QUICK, rebuild=True)
+    job.leave(bundle, first_seconds=first, second_seconds=job.seconds)
+
+
+def build_digits(job: Job, options: argparse.Namespace) -> None:
+    """The trained EfficientNet of training/digits, int8 behind the builder's gate on its turned test pictures."""
+    import onnx
+
+    folder: Path = options.quantised / "digits"
+    checkpoint = Checkpoint(folder)
+    pictures = efficientnet_examples.read_pictures(folder / "test.npz", checkpoint)
+    recipe = efficientnet.efficientnet_recipe(checkpoint, "digits", task=lambda: efficientnet_examples.task(pictures))
+    recipe = replace(
+        recipe,
+        gpu_profiles=(Profile("images", {"batch": Size(1, PICTURES, MANY)}),),
+        written={"int8": lambda: onnx.load(str(folder / "int8.onnx"))},
+    )
+    job.leave(job.build(Model.of(recipe), "fp16", "int8", level=QUICK))
+
+
+def build_whisper(job: Job, options: argparse.Namespace) -> None:
+    rows = int(job.name.partition(".")[0].rpartition("-")[2])
+    form = _form(options.form or ("few" if rows == 1 else "many"))
+    checkpoint = Checkpoint(job.work / "whisper-small")
+    base = whisper.encoder_recipe(checkpoint, "whisper-small-encoder", seeded=True)
+    encoder = replace(
+        whisper_gpu.listener_recipe(base, checkpoint, form),
+        profiles=(whisper_gpu.listening("question", rows, POSITIONS),),
+    )
+    steps = [whisper_gpu.stepping(name, rows, POSITIONS, SLOTS) for name in ("step", "prompt")]
+    decoder = whisper_gpu.stepper_recipe(checkpoint, "whisper-small-decoder", form, steps, seeded=True)
+    parts = {"encoder": encoder, "decoder": decoder}
+    chosen = parts if not options.part else {options.part: parts[options.part]}
+    bundle = job.build(Model("whisper-small", chosen))
+    job.leave(bundle, rows=rows, form=str(form), tokens=TOKENS)
+
+
+def _form(text: str) -> StepForm:
+    """A name of FORMS, and changes behind it: few,split=4."""
+    name, *changes = text.split(",")
+    return replace(FORMS[name], **{key: int(value) for key, _, value in (change.partition("=") for change in changes)})
+
+
+JOBS: dict[str, Callable[[Job, argparse.Namespace], None]] = {
+    "bert": build_bert,
+    "efficientnet": build_efficientnet,
+    "digits": build_digits,
+    "whisper-1": build_whisper,
+    f"whisper-{MANY}": build_whisper,
+    f"whisper-{IN_FLIGHT_ROWS}": build_whisper,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--quantised", type=Path, help="folder of int8 graphs that NNCF made where it is installed")
+    parser.add_argument("--form", default="", help="how Whisper's step is spelled: few or many, then ,split=4 and such")
+    parser.add_argument("--part", default="", help="one part of Whisper alone")
+    options = parser.parse_args()
+    make = JOBS.get(options.job) or (build_whisper if options.job.startswith("whisper-") else None)
+    if make is None:
+        parser.error(f"there is no job {options.job}; there are {', '.join(JOBS)}")
+    name = f"{options.job}.{options.part}" if options.part else options.job
+    make(Job(options.work, name), options)
+
+
+if __name__ == "__main__":
+    main()
