@@ -208,7 +208,8 @@ _TYPES_THAT_MOVE = frozenset({"Reformat", "NoOp", "Constant", "Signal", "Wait", 
 
 
 def layer_precision(layer: dict[str, Any]) -> str:
-    """The lowest arithmetic type among a layer's tensors; "" for one that only moves data or counts."""
+    """The lowest arithmetic type among a layer's tensors; "" for one that only moves data or counts, and for a region that
+    TensorRT fused and of which it tells FP32 borders alone: within it may compute in anything."""
     if layer.get("LayerType") in _TYPES_THAT_MOVE:
         return ""
     told = [
@@ -216,7 +217,8 @@ def layer_precision(layer: dict[str, Any]) -> str:
         for side in ("Inputs", "Outputs")
         for tensor in layer.get(side, ())
     ]
-    return next((precision for name, precision in _PRECISIONS.items() if re.search(name, " ".join(told))), "")
+    found = next((precision for name, precision in _PRECISIONS.items() if re.search(name, " ".join(told))), "")
+    return "" if found == "fp32" and "ForeignNode[" in str(layer.get("Name")) else found
 
 
 def layer_precisions(layers: Sequence[dict[str, Any]]) -> dict[str, int]:
