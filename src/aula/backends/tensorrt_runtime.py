@@ -208,8 +208,8 @@ _TYPES_THAT_MOVE = frozenset({"Reformat", "NoOp", "Constant", "Signal", "Wait", 
 
 
 def layer_precision(layer: dict[str, Any]) -> str:
-    """The lowest arithmetic type among a layer's tensors; "" for one that only moves data or counts, and for a region that
-    TensorRT fused and of which it tells FP32 borders alone: within it may compute in anything."""
+    """The lowest arithmetic type among a layer's tensors; "" for one that only moves data or counts, and for a region
+    that TensorRT fused and of which it tells FP32 borders alone: within it may compute in anything."""
     if layer.get("LayerType") in _TYPES_THAT_MOVE:
         return ""
     told = [
