@@ -1,8 +1,9 @@
 """TensorRT on an NVIDIA GPU: a plan in, a session out. One stream and one context a session; TensorRT 8.6 to 11.
 
-A run is one CUDA graph for each set of shapes: inputs from pinned memory, the engine, outputs into pinned memory,
-captured once and replayed with one call. Where something in the engine cannot be captured, the same is started piece by
-piece instead, and `statistics` says why.
+A run is one CUDA graph: inputs from pinned memory, the engine, outputs into pinned memory, captured when the same
+shapes come for the second time and replayed with one call from then on. Other shapes end it, since a graph knows its
+context as it was. Where something in the engine cannot be captured, the same is started piece by piece, and `statistics`
+says why.
 
 States never leave the GPU. A pair that is `in_place` is read and written at one address; any other has two buffers that
 take turns, with a graph for each turn. What one session makes and another takes (`attach`) does not leave it either.
@@ -83,6 +84,9 @@ class TensorRtSession(Session):
             undo.callback(self._destroy_stream, self._stream)
             self._context: Any = self._runtime.context(engine, plan)
             self._choose_profile(plan)
+            self._graphs: dict[Key, int] = {}
+            self._refusals: dict[Key, str] = {}
+            self._run_before: set[Key] = set()
             self._shapes: tuple[Shape, ...] = ()
             self._produced: dict[str, Shape] = {}
             self._greatest = self._sizes(options)
@@ -93,9 +97,7 @@ class TensorRtSession(Session):
             self._attached: dict[str, DeviceTensor] = {}
             self._places: frozenset[tuple[str, int]] = frozenset()
             self._held: dict[tuple[str, int], DeviceTensor] = {}
-            self._pinned: dict[tuple[str, Shape], Pinned] = {}
-            self._graphs: dict[Key, int] = {}
-            self._refusals: dict[Key, str] = {}
+            self._pinned: dict[str, Pinned] = {}
             self._counts: Counter[str] = Counter()
             self._turn = 0
             self._pending = False
@@ -172,20 +174,16 @@ class TensorRtSession(Session):
         self._check_begun()
         self._cuda.synchronise(self._stream)
         self._pending = False
-        return {
-            name: self._staging(name, shape).array.copy()
-            for name, shape in self._produced.items()
-            if self._leaves(name)
-        }
+        return {name: self._staged(name, shape).copy() for name, shape in self._produced.items() if self._leaves(name)}
 
     def read_state(self, name: str) -> NDArray[Any]:
         """A copy of a state, after all that was started."""
         self._enter()
         self._check_state(name)
-        pinned = self._staging(name, self._greatest[name])
-        self._cuda.download(pinned.address, self._address(name), pinned.bytes, self._stream)
+        shape = self._greatest[name]
+        self._down(name, shape)
         self._cuda.synchronise(self._stream)
-        return pinned.array.copy()
+        return self._staged(name, shape).copy()
 
     def write_state(self, name: str, array: NDArray[Any]) -> None:
         """Set a state; what was started before still sees the old. Raises BackendError for another shape or dtype."""
@@ -197,16 +195,15 @@ class TensorRtSession(Session):
                 f"the state {name} is {spec.dtype}{list(shape)}, not {array.dtype}{list(array.shape)}",
                 next_step="convert the array before it is set",
             )
-        pinned = self._staging(name, shape)
-        self._cuda.synchronise(self._stream)  # its last contents may still be on their way
-        np.copyto(pinned.array, array)
-        self._cuda.upload(self._address(name), pinned.address, pinned.bytes, self._stream)
+        self._cuda.synchronise(self._stream)  # what was staged last may still be on its way
+        np.copyto(self._staged(name, shape), array)
+        self._up(name, shape)
 
     def device_milliseconds(self, repetitions: int) -> list[float]:
         """Time on the device, copies included, of each repetition of the last run. States go on meanwhile."""
         self._enter()
         self._check_begun()
-        for _ in range(2):  # each turn of double buffers has its graph, which is captured before the clock runs
+        for _ in range(4):  # each turn of double buffers has its graph, captured by its second run, before the clock
             self._go()
         start, end = self._cuda.event(), self._cuda.event()
         try:
@@ -259,7 +256,7 @@ class TensorRtSession(Session):
         if tensors and self._pending:
             self._cuda.synchronise(self._stream)  # what was started before may still read the staging memory
         for name, array in tensors.items():
-            np.copyto(self._staging(name, array.shape).array, array)
+            np.copyto(self._staged(name, array.shape), array)
         self._tell_shapes(tensors)
         self._pending = True
         self._go()
@@ -270,11 +267,12 @@ class TensorRtSession(Session):
             self._cuda.launch(self._graphs[key], self._stream)
             self._counts["replayed"] += 1
         else:
-            # TensorRT wants one plain run after shapes changed, before a capture.
+            # TensorRT wants a plain run after shapes changed; what comes once more is worth a graph.
             self._once()
             self._counts["plain"] += 1
-            if key not in self._refusals:
+            if key in self._run_before and key not in self._refusals:
                 self._capture(key)
+            self._run_before.add(key)
         if any(not pair.in_place for pair in self._pairs.values()):
             self._turn ^= 1
 
@@ -294,8 +292,7 @@ class TensorRtSession(Session):
         """Copies in, the engine, copies out: started on the stream, or noted in the graph that is being captured."""
         for name, shape in zip(self._taken, self._shapes, strict=True):
             if name not in self._pairs and name not in self._attached:
-                pinned = self._staging(name, shape)
-                self._cuda.upload(self._address(name), pinned.address, pinned.bytes, self._stream)
+                self._up(name, shape)
         for name in (*self._taken, *self._made):
             self._must(
                 self._context.set_tensor_address(name, self._address(name)), f"does not take the place of {name}"
@@ -303,8 +300,7 @@ class TensorRtSession(Session):
         self._must(self._context.execute_async_v3(self._stream), "failed in a run")
         for name, shape in self._produced.items():
             if self._leaves(name):
-                pinned = self._staging(name, shape)
-                self._cuda.download(pinned.address, self._address(name), pinned.bytes, self._stream)
+                self._down(name, shape)
 
     def _tell_shapes(self, tensors: Tensors) -> None:
         shapes = tuple(tensors[name].shape if name in tensors else self._greatest[name] for name in self._taken)
@@ -323,6 +319,8 @@ class TensorRtSession(Session):
                     f"how large {name} becomes depends on what the engine reads, not only on sizes: {list(shape)}",
                     next_step="export the model without that output, or build for the CPU: --target cpu",
                 )
+        # A graph knows what the context was like when it was captured.
+        self._forget_graphs()
         self._shapes, self._produced = shapes, produced
 
     def _timed(self, start: Any, end: Any) -> float:
@@ -384,17 +382,31 @@ class TensorRtSession(Session):
             return self._memory(behind.input, 0 if behind.in_place else self._turn ^ 1).address
         return self._memory(name).address
 
-    def _staging(self, name: str, shape: Shape) -> Pinned:
-        """Pinned memory of exactly that shape: graphs know its address."""
-        if (name, shape) not in self._pinned:
-            self._pinned[name, shape] = self._cuda.pinned(shape, _numpy_dtype(self._specs_of[name].dtype))
-        return self._pinned[name, shape]
+    def _staging(self, name: str) -> Pinned:
+        """Pinned memory for a tensor's greatest size; smaller ones lie at its beginning, so that nothing grows."""
+        if name not in self._pinned:
+            dtype = _numpy_dtype(self._specs_of[name].dtype)
+            self._pinned[name] = self._cuda.pinned(self._greatest[name], dtype)
+        return self._pinned[name]
+
+    def _staged(self, name: str, shape: Shape) -> NDArray[Any]:
+        """The staging memory as an array of that shape."""
+        return self._staging(name).array.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+
+    def _up(self, name: str, shape: Shape) -> None:
+        count = _bytes(shape, self._specs_of[name].dtype)
+        self._cuda.upload(self._address(name), self._staging(name).address, count, self._stream)
+
+    def _down(self, name: str, shape: Shape) -> None:
+        count = _bytes(shape, self._specs_of[name].dtype)
+        self._cuda.download(self._staging(name).address, self._address(name), count, self._stream)
 
     def _forget_graphs(self) -> None:
         for graph in self._graphs.values():
             self._cuda.destroy_graph(graph)
         self._graphs.clear()
         self._refusals.clear()
+        self._run_before.clear()
 
     def _free(self) -> None:
         """Give everything back, in an order in which nothing is still used. What fails does not keep the rest. A lost
