@@ -190,7 +190,7 @@ class Opener(Protocol):
 @dataclass(frozen=True, slots=True)
 class Backend:
     """`module` of aula.backends defines `open_model`; `runtime` is the package it needs; `device` is what it runs on,
-    `suffix` what its engines end in."""
+    `suffix` what its engines end in; packages `instead` of the runtime open its engines too, but build none."""
 
     name: str
     module: str
@@ -198,6 +198,12 @@ class Backend:
     install: str
     device: str = "cpu"
     suffix: str = ".onnx"
+    instead: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> str:
+        """The package that is here: the runtime, or one that serves instead; "" for none. Imports nothing."""
+        return next((name for name in (self.runtime, *self.instead) if importlib.util.find_spec(name)), "")
 
 
 BACKENDS: dict[str, Backend] = {
@@ -205,23 +211,27 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("openvino", "aula.backends.openvino", "openvino", "pip install openvino"),
         Backend("onnxruntime", "aula.backends.onnxrt", "onnxruntime", "pip install onnxruntime"),
-        Backend("tensorrt", "aula.backends.tensorrt", "tensorrt", 'pip install "aula[gpu]"', "gpu", ".plan"),
+        Backend(
+            "tensorrt",
+            "aula.backends.tensorrt",
+            "tensorrt",
+            'pip install "aula[gpu]"',
+            "gpu",
+            ".plan",
+            ("tensorrt_lean",),
+        ),
     )
 }
 
 
 def available_backends(device: str = "cpu") -> list[str]:
     """Names of the backends for a "cpu" or a "gpu" whose runtime is installed; imports none of them."""
-    return [
-        name
-        for name, backend in BACKENDS.items()
-        if backend.device == device and importlib.util.find_spec(backend.runtime) is not None
-    ]
+    return [name for name, backend in BACKENDS.items() if backend.device == device and backend.installed]
 
 
 def runtime_version(backend: str) -> str:
     """The version of a backend's runtime, also where it came in a package of another name (onnxruntime-gpu)."""
-    runtime = BACKENDS[backend].runtime
+    runtime = BACKENDS[backend].installed or BACKENDS[backend].runtime
     try:
         return importlib.metadata.version(runtime)
     except importlib.metadata.PackageNotFoundError:
@@ -239,7 +249,7 @@ def open_session(backend: str, model: Path, options: SessionOptions | None = Non
             f"there is no backend {backend!r}", available=sorted(BACKENDS), next_step="choose one of these"
         )
     entry = BACKENDS[backend]
-    if importlib.util.find_spec(entry.runtime) is None:
+    if not entry.installed:
         raise BackendError(
             f"the {backend} backend needs the package {entry.runtime}, which is not installed",
             available=[*available_backends(), *available_backends("gpu")],

@@ -2,8 +2,8 @@
 
 A run is one CUDA graph: inputs from pinned memory, the engine, outputs into pinned memory, captured when the same
 shapes come for the second time and replayed with one call from then on. Other shapes end it, since a graph knows its
-context as it was. Where something in the engine cannot be captured, the same is started piece by piece, and `statistics`
-says why.
+context as it was. Where something in the engine cannot be captured, the same is started piece by piece, and
+`statistics` says why.
 
 States never leave the GPU. A pair that is `in_place` is read and written at one address; any other has two buffers that
 take turns, with a graph for each turn. What one session makes and another takes (`attach`) does not leave it either.

@@ -22,10 +22,12 @@ from aula.engine.bundle import Bundle
 from aula.engine.farm import assign
 from aula.engine.locks import device_held, is_held
 from aula.engine.manifest import TargetEngine
+from aula.engine.plans import COMPATIBILITIES, USUAL_LEVEL, Compatibility, PlanOptions
 from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE, Model, Profile, Size
 from aula.engine.store import Store, open_store
 from aula.engine.targets import PRECISIONS, read_targets
+from aula.engine.targets import TARGETS as TARGET_TABLE
 from aula.engine.verdicts import verdict_written
 from aula.engine.verify import verify
 from aula.models.catalogue import NAMES, Evidence, find_model
@@ -86,6 +88,23 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     help="Points of its task's metric (0 to 100) that a lower precision may lose.",
 )
 @click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=USUAL_LEVEL,
+    show_default=True,
+    help="GPU targets: how long TensorRT searches for kernels, 0 to 5. More takes far longer, and may find nothing.",
+)
+@click.option(
+    "--compatibility",
+    type=click.Choice(COMPATIBILITIES),
+    default="exact",
+    show_default=True,
+    help="GPU targets: plans for this card alone, for every GPU from Ampere on (slower), or for all cards of its kind.",
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="GPU targets: plans that later releases of TensorRT load too (8 to 10)."
+)
+@click.option(
     "--verdict", metavar="FILE", help="Write here, or to this URL, as JSON: did the build pass, and if not, why."
 )
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
@@ -105,6 +124,9 @@ def build(
     labelled: Path | None,
     store: str | None,
     most_drop: float,
+    level: int,
+    compatibility: Compatibility,
+    version_compatible: bool,
     verdict: str | None,
     rebuild: bool,
     as_lines: bool,
@@ -132,6 +154,7 @@ def build(
       aula build minilm --targets sm75,sm89,cpu
       aula build minilm --targets sm75,sm89,cpu --plan-ci github > .github/workflows/engines.yml
     """
+    plans = PlanOptions(level, compatibility, version_compatible)
     if plan is not None and targets is None:
         raise click.UsageError("--plan-ci wants to know for which targets: --targets sm75,sm89,cpu")
     if targets is not None:
@@ -139,7 +162,7 @@ def build(
             raise click.UsageError("--targets builds for several; --target and --verdict are for one.")
         for one in read_targets(targets):
             BuildOptions(precisions, target=one)  # what some target does not have is refused before any is built
-        asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild)
+        asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild, plans)
         if plan is not None:
             click.echo(plan_pipeline(asked, read_targets(targets), plan, image), nl=False)
             return
@@ -151,7 +174,7 @@ def build(
         settings = load_settings()
         engines = _store(store, settings)
         options = BuildOptions(
-            ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target=target, rebuild=rebuild
+            ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target, rebuild=rebuild, plans=plans
         )
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
         exclusive = _exclusive(target, settings.home / "locks", report)
@@ -289,10 +312,12 @@ def _model_again(
     found = find_model(source, evidence, profiles=profiles, home=home, progress=report)
     if profiles:
         return found
+    gpu = TARGET_TABLE[target].is_gpu
     parts = {
-        name: replace(recipe, profiles=known[name]) if name in known else recipe for name, recipe in found.parts.items()
+        name: replace(recipe, profiles=known[name], gpu_profiles=()) if name in known else recipe
+        for name, recipe in found.parts_for(gpu).items()
     }
-    return replace(found, parts=parts)
+    return replace(found, gpu_parts=parts) if gpu else replace(found, parts=parts)
 
 
 def _profiles(engine: TargetEngine) -> tuple[Profile, ...]:

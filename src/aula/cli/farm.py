@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ from aula.deploy.pipelines import pipeline
 from aula.deploy.plan import Plan
 from aula.engine.build import MOST_DROP
 from aula.engine.farm import Harvest, build_targets, progress_line
+from aula.engine.plans import PlanOptions
 from aula.engine.store import open_store
 
 
@@ -33,6 +34,7 @@ class Asked:
     store: str | None = None
     most_drop: float = 100 * MOST_DROP
     rebuild: bool = False
+    plans: PlanOptions = field(default_factory=PlanOptions)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -42,7 +44,12 @@ class Asked:
         pairs += [("--calibrate", str(self.calibrate))] if self.calibrate else []
         pairs += [("--labelled", str(self.labelled))] if self.labelled else []
         pairs += [("--most-drop", str(self.most_drop))] if self.most_drop != 100 * MOST_DROP else []
-        return (*(word for pair in pairs for word in pair), *(("--rebuild",) if self.rebuild else ()))
+        usual = PlanOptions()
+        pairs += [("--level", str(self.plans.level))] if self.plans.level != usual.level else []
+        if self.plans.compatibility != usual.compatibility:
+            pairs += [("--compatibility", self.plans.compatibility)]
+        flags = {"--version-compatible": self.plans.version_compatible, "--rebuild": self.rebuild}
+        return (*(word for pair in pairs for word in pair), *(flag for flag, given in flags.items() if given))
 
     def command(self, *words: str) -> tuple[str, ...]:
         """`aula build` with everything that was asked for and these words."""

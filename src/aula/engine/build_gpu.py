@@ -7,7 +7,8 @@ from pathlib import Path
 from aula.core.errors import BackendError, VerificationError
 from aula.engine.choice import choose, gate_of, left_out_if_slower, profile_sizes, quantisation_of, size_of
 from aula.engine.choice import input_axes as axes_of
-from aula.engine.gpu_part import GpuPart, GpuTrial, Quantised, store_plans
+from aula.engine.gpu_part import GpuPart, Quantised, store_plans
+from aula.engine.gpu_trial import GpuTrial
 from aula.engine.identity import processor
 from aula.engine.manifest import Device, TargetEngine, check_profiles
 from aula.engine.onnx_files import load_model

@@ -9,25 +9,21 @@ to the task's metric where there are labelled examples; int8 to the task and to 
 precision passes, fp32 is built.
 """
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from aula.backends.selecting import SelectingSession
 from aula.backends.session import Session
-from aula.core.errors import BackendError, VerificationError
-from aula.engine import gpu_proof as proof
+from aula.core.errors import VerificationError
 from aula.engine.bundle import session_options
 from aula.engine.choice import input_axes
 from aula.engine.dialect import for_tensorrt, specialise
 from aula.engine.files import file_digest, write_file
-from aula.engine.gpu_proof import OnDevice
+from aula.engine.gpu_trial import GpuProver, GpuTrial
 from aula.engine.halves import ISLANDS, lower_precision
-from aula.engine.manifest import Candidate, Inspection, StoredFile, bounds_of
+from aula.engine.manifest import StoredFile, bounds_of
 from aula.engine.onnx_files import save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import Extents, PlanOptions, UnbuildableError
@@ -57,38 +53,6 @@ class Quantised:
     plain: "onnx.ModelProto"
 
 
-@dataclass(slots=True)
-class GpuTrial:
-    """One precision: its plans by profile, and what was found of them."""
-
-    precision: str
-    plans: dict[str, Path] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    inspection: dict[str, Inspection] = field(default_factory=dict)
-    restored: tuple[str, ...] = ()
-    error: float | None = None
-    metric: float | None = None
-    rejected: str | None = None
-
-    def candidate(self, version: str) -> Candidate:
-        layers: dict[str, int] = {}
-        for told in self.inspection.values():
-            for name, count in told.precisions.items():
-                layers[name] = layers.get(name, 0) + count
-        finite = self.error is not None and np.isfinite(self.error)
-        return Candidate(
-            backend="tensorrt",
-            version=version,
-            precision=self.precision,
-            milliseconds=dict(self.milliseconds),
-            relative_error=self.error if finite else None,
-            metric=self.metric,
-            layers=layers,
-            rejected=self.rejected,
-        )
-
-
 class GpuPart:
     """Builds and proves the plans of one part."""
 
@@ -112,15 +76,12 @@ class GpuPart:
         self._task = task
         self._most_drop = most_drop
         self._report = report
-        self.written = simplify(recipe.write_graph())
-        self._graphs: dict[str, onnx.ModelProto] = {}
-        self._cases: dict[str, list[proof.Case]] = {}
+        self.prover = GpuProver(recipe, judged=task is not None)
+        self.written = self.prover.written
 
     def prepare(self) -> None:
         """Compute what is right at every profile, once."""
-        for place, profile in enumerate(self.recipe.profiles):
-            self._report("computing the reference", place / len(self.recipe.profiles))
-            self._cases[profile.name] = proof.cases(self._recipe(profile), profile, self.written)
+        self.prover.prepare(lambda share: self._report("computing the reference", share))
 
     def try_precision(self, precision: str, reference: float | None, quantised: Quantised | None = None) -> GpuTrial:
         """Build and prove one precision at every profile. `reference` is the metric that it is held to, None where no
@@ -155,9 +116,6 @@ class GpuPart:
             next_step="build without int8",
         )
 
-    def _recipe(self, profile: Profile) -> Recipe:
-        return self.recipe.by_profile.get(profile.name, self.recipe)
-
     def _named(self, quantised: Quantised, already: Sequence[str], said: str) -> tuple[str, ...]:
         layers = [name for name in quantized_layers(quantised.graph) if name not in already]
         return tuple(name for name in layers if name and name in said)
@@ -186,7 +144,7 @@ class GpuPart:
             else:
                 graph = weights_behind_pairs(graph)  # flags choose fp16 between the pairs
         else:
-            recipe = self._recipe(profile)
+            recipe = self.prover.recipe_of(profile)
             graph = self.written if recipe is self.recipe else simplify(recipe.write_graph())
             if precision != "fp32":
                 graph = lower_precision(graph, precision, GPU_ISLANDS, borders=self.recipe.low_borders)
@@ -195,37 +153,17 @@ class GpuPart:
 
     def _prove(self, trial: GpuTrial, reference: float | None) -> None:
         # 2. Numbers, time and layers at every profile, in the session that will serve it.
-        errors = []
         for profile in self.recipe.profiles:
             self._report(f"proving {trial.precision} at {profile.name}", 0.9)
             with self._open(trial, profile) as session:
-                errors.append(proof.engine_error(session, self._cases[profile.name], self._recipe(profile)))
-                trial.milliseconds[profile.name] = _milliseconds(session, self._recipe(profile), profile)
-                if isinstance(session, OnDevice):
-                    operators = len(self.written.graph.node)
-                    trial.inspection[profile.name] = proof.inspection(session.layers(), operators)
-        trial.error = max(errors)
-        trial.rejected = self._numbers_fault(trial)
+                self.prover.prove(trial, profile, session)
+        trial.rejected = self.prover.fault(trial)
         # 3. What the model is for.
         if trial.rejected is None and self._task is not None:
             with self._all_sizes(trial) as session:
                 trial.metric = measure(self._task, session)
             if reference is not None:
                 trial.rejected = drop_fault(reference - trial.metric, self._most_drop) or None
-
-    def _numbers_fault(self, trial: GpuTrial) -> str | None:
-        assert trial.error is not None
-        if not np.isfinite(trial.error):
-            return "the outputs are not finite"
-        most = {"fp32": self.recipe.tolerance, "int8": float("inf")}.get(trial.precision, self.recipe.half_tolerance)
-        if trial.error > most:
-            return f"relative error {trial.error:.1e} is over the tolerance {most:.0e}"
-        if trial.precision == "int8" and self._task is None and not self.recipe.seeded:
-            return "no metric was measured"
-        told = _counted(trial)
-        if told and not told.get(trial.precision, 0):
-            return f"no layer truly runs in {trial.precision}"
-        return None
 
     def _open(self, trial: GpuTrial, profile: Profile) -> Session:
         path, digest = trial.plans[profile.name], trial.digests[profile.name]
@@ -259,27 +197,6 @@ def store_plans(trial: GpuTrial, store: Store) -> tuple[tuple[StoredFile, ...], 
         if digest not in files:
             files[digest] = store.add_file(path)
     return tuple(files.values()), dict(trial.digests)
-
-
-def _milliseconds(session: Session, recipe: Recipe, profile: Profile) -> float:
-    """Median time on the device at the profile's usual sizes, copies of inputs and outputs included."""
-    inputs = proof.usual_inputs(session, recipe, profile)
-    if not isinstance(session, OnDevice):
-        raise BackendError(
-            f"{type(session).__name__} tells no device time", next_step="prove it on the GPU that it is for"
-        )
-    session.reset()
-    for _ in range(proof.WARM_RUNS):
-        session.run(inputs)
-    return round(statistics.median(session.device_milliseconds(proof.TIMED_RUNS)), 4)
-
-
-def _counted(trial: GpuTrial) -> Mapping[str, int]:
-    counts: dict[str, int] = {}
-    for told in trial.inspection.values():
-        for name, count in told.precisions.items():
-            counts[name] = counts.get(name, 0) + count
-    return counts
 
 
 def _extents_of(profile: Profile) -> dict[str, Extents]:

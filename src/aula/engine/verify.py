@@ -10,13 +10,15 @@ import numpy as np
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import BundleError, CalibrationError
 from aula.engine.bundle import Bundle
+from aula.engine.gpu_trial import GpuProver, GpuTrial
 from aula.engine.identity import digest_sources
 from aula.engine.manifest import Part, TargetEngine
 from aula.engine.onnx_files import save_model
 from aula.engine.passes import simplify
 from aula.engine.precision import Variant
 from aula.engine.recipe import Model, Recipe, Task
-from aula.engine.trial import Prover, real_cases
+from aula.engine.targets import TARGETS
+from aula.engine.trial import Prover, drop_fault, measure, real_cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ def verify(bundle: Bundle, model: Model, *, target: str = "cpu", clock: Clock | 
             f"the model {model.name} has {', '.join(model.parts)}",
             next_step="name the model that it was made from: aula verify BUNDLE --model MODEL",
         )
-    return [_verify_part(bundle, name, model.recipe(name), target, clock) for name in bundle.manifest.parts]
+    gpu = TARGETS[target].is_gpu
+    prove = _verify_gpu_part if gpu else _verify_part
+    return [prove(bundle, name, model.recipe(name, gpu=gpu), target, clock) for name in bundle.manifest.parts]
 
 
 def _verify_part(bundle: Bundle, name: str, recipe: Recipe, target: str, clock: Clock) -> Verdict:
@@ -81,6 +85,37 @@ def _verify_part(bundle: Bundle, name: str, recipe: Recipe, target: str, clock: 
     )
 
 
+def _verify_gpu_part(bundle: Bundle, name: str, recipe: Recipe, target: str, _clock: Clock) -> Verdict:
+    """Every profile's plan in the session that serves it; times are the device's own."""
+    part, engine = bundle.part(name), bundle.engine(name, target)
+    _same_sources(bundle, part, recipe)
+    task = _same_task(bundle, engine, recipe)
+    prover = GpuProver(recipe, judged=task is not None)
+    prover.prepare(lambda _share: None)
+    trial = GpuTrial(engine.precision)
+    for profile in recipe.profiles:
+        with bundle.open(name, profile.name, target=target) as session:
+            prover.prove(trial, profile, session)
+    trial.rejected = prover.fault(trial)
+    reference = None
+    if task is not None and engine.gate is not None and trial.rejected is None:
+        reference = _reference(Prover(recipe, engine.threads, task, engine.gate.most_drop, {}), recipe)
+        with bundle.open(name, target=target) as session:
+            trial.metric = measure(task, session)
+        trial.rejected = drop_fault(reference - trial.metric, engine.gate.most_drop) or None
+    told = trial.candidate(engine.backend_version)
+    return Verdict(
+        part=name,
+        relative_error=told.relative_error,
+        metric=trial.metric,
+        drop=None if reference is None or trial.metric is None else reference - trial.metric,
+        milliseconds=trial.milliseconds,
+        layers=told.layers,
+        passed=trial.rejected is None,
+        reason=trial.rejected or "",
+    )
+
+
 def _same_sources(bundle: Bundle, part: Part, recipe: Recipe) -> None:
     given = digest_sources(recipe)
     if given != dict(part.sources):
@@ -96,7 +131,9 @@ def _same_sources(bundle: Bundle, part: Part, recipe: Recipe) -> None:
 
 def _same_task(bundle: Bundle, engine: TargetEngine, recipe: Recipe) -> Task | None:
     if engine.gate is None:
-        if engine.precision != "fp32" and not bundle.manifest.seeded:
+        # On a GPU fp16 may stand on its numbers alone, which are held to the reference at every profile.
+        by_numbers = engine.precision == "fp32" or (engine.device is not None and engine.precision != "int8")
+        if not by_numbers and not bundle.manifest.seeded:
             raise CalibrationError(
                 f"{bundle.manifest.key} is {engine.precision}, and its manifest knows of no gate that it passed",
                 next_step="build it anew: aula build MODEL --rebuild",
