@@ -184,7 +184,8 @@ def build_whisper(job: Job, options: argparse.Namespace) -> None:
 def _form(text: str) -> StepForm:
     """A name of FORMS, and changes behind it: few,split=4."""
     name, *changes = text.split(",")
-    return replace(FORMS[name], **{key: int(value) for key, _, value in (change.partition("=") for change in changes)})
+    given: dict[str, Any] = {key: int(value) for key, _, value in (change.partition("=") for change in changes)}
+    return replace(FORMS[name], **given)
 
 
 JOBS: dict[str, Callable[[Job, argparse.Namespace], None]] = {

@@ -58,7 +58,8 @@ def _one_run(row: str, work: Path) -> dict[str, Any]:
         times = _warm(session, {})
     output = "hidden" if family == "bert" else next(iter(produced))
     path = work / f"ours-{row}.npz"
-    np.savez(path, **{"hidden" if family == "bert" else "logits": produced[output]})
+    kept: dict[str, Any] = {"hidden" if family == "bert" else "logits": produced[output]}
+    np.savez(path, **kept)
     p50 = statistics.median(times)
     return {
         "variant": engine.precision,
