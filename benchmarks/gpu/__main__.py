@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.gpu import table
 from benchmarks.gpu.children import Said, clean_environment, run_child
+from benchmarks.gpu.floors import floor_ms, load_of
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader")
@@ -44,12 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.skip_ours:
         starts["ours"] = lambda _: Said("ours", [{"skipped": "--skip-ours"}])
     children = {name: run_row(table.ROWS[name], starts, _tell) for name in table.ROWS if name in options.rows}
+    limits = limits_of(children)
     rows = [
-        table.compare(table.ROWS[name], said["pytorch"], said["ours"], parity_of(name, said))
+        table.compare(
+            table.ROWS[name],
+            said["pytorch"],
+            said["ours"],
+            parity_of(name, said),
+            floor_ms(load_of(name, work), limits),
+        )
         for name, said in children.items()
     ]
     print("\n".join(["", head(host, children), *table.lines(rows)]))
-    report = {"host": host, "rows": rows, "children": children}
+    report = {"host": host, "limits": limits, "rows": rows, "children": children}
     line = json.dumps(report)
     if options.json is not None:
         options.json.write_text(line + "\n", encoding="utf-8")
@@ -123,6 +131,15 @@ def run_row(row: table.Row, starts: Mapping[str, Start], tell: Tell) -> dict[str
 def parity_of(row: str, said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     torch, ours = (_outputs(said[name].get("outputs")) for name in ("pytorch", "ours"))
     return table.parity(row, torch, ours)
+
+
+def limits_of(children: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """The card's limits: the best that any of PyTorch's processes measured."""
+    best: dict[str, float] = {}
+    for said in children.values():
+        for name, value in said["pytorch"].get("limits", {}).items():
+            best[name] = max(value, best.get(name, 0.0))
+    return best
 
 
 def _outputs(path: str | None) -> dict[str, Any]:

@@ -147,8 +147,11 @@ def times_better(row: Row, ours: float, theirs: float) -> float:
     return inf if worse == 0 else better / worse
 
 
-def compare(row: Row, torch: Said, ours: Said, parity: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One row of the report. `met` is None where there is nothing to judge."""
+def compare(
+    row: Row, torch: Said, ours: Said, parity: Mapping[str, Any] | None = None, floor_ms: float | None = None
+) -> dict[str, Any]:
+    """One row of the report. `met` is None where there is nothing to judge; `floor` is the best figure that any
+    version could have, where one run takes no less than `floor_ms`."""
     own = best(row, ours.get("variants", {}))
     native = best(row, torch.get("variants", {}), row.native)
     rival = best(row, torch.get("variants", {}))
@@ -171,6 +174,7 @@ def compare(row: Row, torch: Said, ours: Said, parity: Mapping[str, Any] | None 
         "ours": _named(own),
         "times_native": _number(ratio["native"]),
         "times_rival": _number(ratio["rival"]),
+        "floor": None if floor_ms is None else _significant(figure(row, {"p50_ms": floor_ms})),
         "target": row.target,
         "met": met,
         "parity": dict(parity or {}),
@@ -182,6 +186,10 @@ def compare(row: Row, torch: Said, ours: Said, parity: Mapping[str, Any] | None 
 
 def _named(found: tuple[str, float] | None) -> dict[str, Any] | None:
     return None if found is None else {"variant": found[0], "value": round(found[1], 4)}
+
+
+def _significant(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _number(ratio: float | None) -> float | str | None:
@@ -225,7 +233,7 @@ def _tokens(torch: Arrays, ours: Arrays) -> dict[str, Any]:
     return about
 
 
-HEAD = ("work", "PyTorch as users run it", "best rival", "ours", "x native", "x rival", "target", "met")
+HEAD = ("work", "PyTorch as users run it", "best rival", "ours", "x native", "x rival", "floor", "target", "met")
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -254,6 +262,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         _value(ours, unit, name=True),
         _ratio(row["times_native"]),
         _ratio(row["times_rival"]),
+        "-" if row["floor"] is None else f"{row['floor']:.3g}{unit}",
         row["target"],
         {True: "yes", False: "NO", None: "-"}[row["met"]],
     )

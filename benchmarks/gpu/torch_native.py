@@ -34,10 +34,10 @@ from benchmarks.gpu.torch_whisper import (
 def one_call(bench: Bench, rows: int, open_call: Callable[[torch.dtype, bool], Run], output: str) -> None:
     """`open_call` gives the call for a type, and says for the strong variants what makes it fastest."""
 
-    def fp32(*, fast: bool) -> dict[str, Any]:
+    def fp32(*, products: bool, convolutions: bool) -> dict[str, Any]:
         run = open_call(torch.float32, False)
-        with tf32(on=fast):
-            if not fast:
+        with tf32(products=products, convolutions=convolutions):
+            if not products and not convolutions:
                 bench.outputs[output] = run().float().cpu().numpy()
             return bench.time(run, rows)
 
@@ -50,8 +50,10 @@ def one_call(bench: Bench, rows: int, open_call: Callable[[torch.dtype, bool], R
         torch._dynamo.reset()
         return bench.time(torch.compile(open_call(torch.float16, True), mode="reduce-overhead"), rows)
 
-    bench.try_variant("fp32 eager", lambda: fp32(fast=False))
-    bench.try_variant("fp32 eager TF32", lambda: fp32(fast=True))
+    # As users run it: PyTorch's default is TF32 in convolutions, and not in products.
+    bench.try_variant("fp32 eager", lambda: fp32(products=False, convolutions=True))
+    bench.try_variant("fp32 eager, no TF32", lambda: fp32(products=False, convolutions=False))
+    bench.try_variant("fp32 eager TF32", lambda: fp32(products=True, convolutions=True))
     bench.try_variant("fp16 eager", lambda: bench.time(open_call(torch.float16, False), rows))
     bench.try_variant("fp16 CUDA graph", fp16_graph)
     if bench.compile:
@@ -117,7 +119,7 @@ def whisper(bench: Bench, row: str) -> None:
 
     def by_hand(name: str, frames: int, served: int) -> dict[str, Any]:
         """What the parity figures compare with: float32 throughout, with how far the second likeliest token was."""
-        with tf32(on=False):
+        with tf32(products=False, convolutions=False):
             hand = Hand(load_whisper(bench, torch.float32), mels(bench, served, frames, torch.float32), watch=True)
             bench.outputs[f"tokens_{name}"] = recognising(hand, hand.start, hand.step)().cpu().numpy()
             assert hand.gaps is not None
@@ -198,13 +200,16 @@ def main() -> None:
                 "CUDA": torch.version.cuda,
             },
             "gpu": torch.cuda.get_device_name() if bench.cuda else "cpu",
+            "limits": limits,
             "variants": bench.variants,
             "outputs": str(path),
         }
         answers.write(json.dumps(found) + "\n")
         answers.flush()
 
-    ROWS[options.row](Bench(options, tell), options.row)
+    bench = Bench(options, tell)
+    limits = bench.limits()
+    ROWS[options.row](bench, options.row)
 
 
 if __name__ == "__main__":

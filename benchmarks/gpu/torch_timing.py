@@ -40,6 +40,19 @@ class Bench:
     def cuda(self) -> bool:
         return bool(self.device.type == "cuda")
 
+    def limits(self) -> dict[str, float]:
+        """Bytes a second, read plus written, of a large copy, and operations a second of a large product in half
+        precision: the best of ten, since a limit that was measured too low would be none. Empty on a CPU."""
+        if not self.cuda:
+            return {}
+        size, side = 1 << 30, 8192
+        source = torch.empty(size, dtype=torch.uint8, device=self.device).random_()
+        target = torch.empty_like(source)
+        a, b = (torch.randn(side, side, dtype=torch.float16, device=self.device) for _ in range(2))
+        copy = min(self._once(lambda: target.copy_(source)) for _ in range(10))
+        product = min(self._once(lambda: a @ b) for _ in range(10))
+        return {"bytes_per_second": 2e3 * size / copy, "operations_per_second": 2e3 * side**3 / product}
+
     def wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
@@ -171,11 +184,11 @@ def _at(times: list[float], percent: float) -> float:
 
 
 @contextmanager
-def tf32(*, on: bool) -> Iterator[None]:
+def tf32(*, products: bool, convolutions: bool) -> Iterator[None]:
     """PyTorch's own default is off for products and on for convolutions."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
-    matmul.allow_tf32 = convolution.allow_tf32 = on
+    matmul.allow_tf32, convolution.allow_tf32 = products, convolutions
     try:
         yield
     finally:

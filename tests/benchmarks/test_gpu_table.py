@@ -124,6 +124,7 @@ def test_the_table_names_variants_verdicts_parity_and_what_was_left_out() -> Non
         "0.6 ms (plan)",
         "6.67",
         "1.25",
+        "-",
         "<= 0.50 ms, >= 8x",
         "NO",
     ]
