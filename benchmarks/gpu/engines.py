@@ -91,6 +91,11 @@ class Job:
             ]
             for part, known in bundle.manifest.parts.items()
         }
+        gates = {
+            part: gate.reference
+            for part, known in bundle.manifest.parts.items()
+            if (gate := known.engines[self.target].gate) is not None
+        }
         path = self.work / "engines" / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -98,6 +103,7 @@ class Job:
             "target": self.target,
             "plan_seconds": self.seconds,
             "tried": tried,
+            "fp32_metric": gates,
             **more,
         }
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -58,6 +58,7 @@ def _one_run(row: str, work: Path) -> dict[str, Any]:
         times = _warm(session, {})
     output = "hidden" if family == "bert" else next(iter(produced))
     path = work / f"ours-{row}.npz"
+    drop = _top1_drop(work, engine.precision) if family == "efficientnet" else None
     kept: dict[str, Any] = {"hidden" if family == "bert" else "logits": produced[output]}
     np.savez(path, **kept)
     p50 = statistics.median(times)
@@ -69,7 +70,7 @@ def _one_run(row: str, work: Path) -> dict[str, Any]:
         "with_copies_ms": with_copies,
         "tried": told["tried"],
         "outputs": str(path),
-        "digits": _digits(work) if family == "efficientnet" else None,
+        **({} if drop is None else {"top1_drop": drop}),
     }
 
 
@@ -79,10 +80,16 @@ def _warm(session: TensorRtSession, inputs: dict[str, Any]) -> list[float]:
     return session.device_milliseconds(RUNS)
 
 
-def _digits(work: Path) -> Any:
-    """Top-1 of the trained network by precision, as the builder's gate measured it."""
+def _top1_drop(work: Path, precision: str) -> float | None:
+    """Points that the trained network of training/digits loses in that precision, by the builder's gate; None where it
+    was not built."""
     path = work / "engines" / "digits.json"
-    return json.loads(path.read_text(encoding="utf-8"))["tried"] if path.exists() else None
+    if not path.exists():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    metrics = {one["precision"]: one["metric"] for one in told["tried"]["model"]}
+    metric = metrics.get(precision)
+    return None if metric is None else 100 * float(told["fp32_metric"]["model"] - metric)
 
 
 def _whisper(row: str, work: Path) -> dict[str, Any]:
