@@ -1,6 +1,6 @@
 """The engines that our side is measured with: built, proven and stored by the product's own builder.
 
-    python -m benchmarks.gpu.engines --work FOLDER --job bert
+    python -m benchmarks.gpu.engines --work FOLDER --job bert-1x32
 
 One job a process, so that several can be built beside each other where device time is short; tactics are then timed in
 each other's way, which can only make the engines slower. Each leaves FOLDER/engines/JOB.json. Nothing is to be measured
@@ -93,7 +93,7 @@ class Job:
             for part, known in bundle.manifest.parts.items()
         }
         gates = {
-            part: {"metric": gate.metric, "reference": gate.reference, "examples": gate.examples}
+            part: gate.reference
             for part, known in bundle.manifest.parts.items()
             if (gate := known.engines[self.target].gate) is not None
         }
@@ -104,7 +104,7 @@ class Job:
             "target": self.target,
             "plan_seconds": self.seconds,
             "tried": tried,
-            "gates": gates,
+            "fp32_metric": gates,
             **more,
         }
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")

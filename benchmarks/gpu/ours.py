@@ -84,7 +84,7 @@ def top1_drop(work: Path, precision: str) -> float | None:
         return None
     told = _told(work, "digits")
     for part, candidates in told["tried"].items():
-        reference = told.get("gates", {}).get(part, {}).get("reference")
+        reference = told.get("fp32_metric", {}).get(part)
         for one in candidates:
             if one["precision"] == precision and one["metric"] is not None and reference is not None:
                 return float(100 * (reference - one["metric"]))

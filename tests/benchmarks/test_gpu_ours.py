@@ -54,7 +54,7 @@ def test_the_drop_is_fp32_s_top1_less_that_of_the_precision(tmp_path: Path) -> N
     tried = {"model": [{"precision": "fp16", "metric": 0.9065}, {"precision": "int8", "metric": 0.904}]}
     leave(tmp_path, "digits", tried=tried)
     assert ours.top1_drop(tmp_path, "int8") is None
-    leave(tmp_path, "digits", tried=tried, gates={"model": {"metric": "top-1", "reference": 0.9065}})
+    leave(tmp_path, "digits", tried=tried, fp32_metric={"model": 0.9065})
     assert ours.top1_drop(tmp_path, "int8") == pytest.approx(0.25)
     assert ours.top1_drop(tmp_path, "fp16") == pytest.approx(0)
     assert ours.top1_drop(tmp_path, "fp8") is None

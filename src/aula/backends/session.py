@@ -49,7 +49,8 @@ class SessionOptions:
     may be compiled for these alone; equal bounds fix an axis. Fixed sizes take 4 to 7 % less time than free ones for
     BERT-base in int8, 24 % less for MiniLM, 9 % less for EfficientNet-B0.
     `digest` is the SHA-256 of the file, for backends whose engines are executable content; `device` is the number of
-    the GPU. A CPU's backend has no use for either.
+    the GPU; `weights` is the ONNX file that fills an engine which comes without its own. A CPU's backend has no use for
+    any of them.
     `dynamic_quantisation` lets a backend round activations to int8 as well where the graph has int8 weights alone:
     how many values share a scale, 0 for never, None for the runtime's habit. BERT-base 1x32 on OpenVINO, processor
     time of one AVX-512 VNNI core: 63 ms with 0, 27 by habit, 21 with 64, 24 with 768. Whisper's step likes 768."""
@@ -62,6 +63,7 @@ class SessionOptions:
     dynamic_quantisation: int | None = None
     digest: str = ""
     device: int = 0
+    weights: Path | None = None
 
 
 class Session:

@@ -71,7 +71,7 @@ class TensorRtSession(Session):
             self._cuda = cuda or Cuda.open(options.device)
             self._runtime = runtime or Runtime.load()
             self._cuda.use()
-            engine = self._runtime.deserialise(plan, options.digest)
+            engine = self._runtime.deserialise(plan, options.digest, options.weights)
             self._engine: Any = engine
             names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
             modes = {name: engine.get_tensor_mode(name) for name in names}

@@ -65,11 +65,12 @@ class Runtime:
         """The last thing TensorRT complained of, for messages."""
         return str(self.messages.last())
 
-    def deserialise(self, plan: Path, digest: str) -> Any:
-        """The engine in `plan`, of whose bytes the caller says the SHA-256.
+    def deserialise(self, plan: Path, digest: str, weights: Path | None = None) -> Any:
+        """The engine in `plan`, of whose bytes the caller says the SHA-256; one that comes without weights gets those
+        of the ONNX file `weights`, whose bytes the caller has compared.
 
-        Raises BackendError where no digest is given, since a plan is executable content, or TensorRT refuses the plan;
-        VerificationError where the bytes are others.
+        Raises BackendError where no digest is given, since a plan is executable content, or TensorRT refuses the plan
+        or the weights; VerificationError where the bytes are others.
         """
         if not digest:
             raise BackendError(
@@ -97,7 +98,28 @@ class Runtime:
                 mark,
                 f"{REBUILD}…; a plan is for one kind of GPU and one release of TensorRT",
             )
+        if weights is not None:
+            self._refit(engine, plan, weights)
         return engine
+
+    def _refit(self, engine: Any, plan: Path, weights: Path) -> None:
+        """TensorRT 10's way: the parser reads the graph's weights into the engine; all or nothing."""
+        if not hasattr(self.trt, "OnnxParserRefitter"):
+            raise BackendError(
+                f"{plan.name} comes without weights, which TensorRT {self.version} cannot fill in",
+                next_step='pip install --upgrade "aula[gpu]": TensorRT 10 or later (the lean runtime cannot either)',
+            )
+        mark = self.messages.count()
+        refitter = self.trt.Refitter(engine, self.messages)
+        read = self.trt.OnnxParserRefitter(refitter, self.messages).refit_from_file(str(weights))
+        missing = list(refitter.get_missing_weights()) if read else []
+        if not read or missing or not refitter.refit_cuda_engine():
+            wanting = f" ({len(missing)} are missing, {missing[0]} the first)" if missing else ""
+            raise self._refusal(
+                f"TensorRT {self.version} does not take the weights of {weights.name} for {plan.name}{wanting}",
+                mark,
+                "build it again: aula build MODEL --rebuild",
+            )
 
     def context(self, engine: Any, plan: Path) -> Any:
         """Raises DeviceMemoryError where memory is short, BackendError for anything else that TensorRT says."""

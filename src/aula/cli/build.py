@@ -105,6 +105,11 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     "--version-compatible", is_flag=True, help="GPU targets: plans that later releases of TensorRT load too (8 to 10)."
 )
 @click.option(
+    "--stripped",
+    is_flag=True,
+    help="GPU targets: plans without weights, which all architectures share (TensorRT 10 on).",
+)
+@click.option(
     "--verdict", metavar="FILE", help="Write here, or to this URL, as JSON: did the build pass, and if not, why."
 )
 @click.option("--rebuild", is_flag=True, help="Build again, even if the same inputs were built before.")
@@ -127,6 +132,7 @@ def build(
     level: int,
     compatibility: Compatibility,
     version_compatible: bool,
+    stripped: bool,
     verdict: str | None,
     rebuild: bool,
     as_lines: bool,
@@ -154,7 +160,7 @@ def build(
       aula build minilm --targets sm75,sm89,cpu
       aula build minilm --targets sm75,sm89,cpu --plan-ci github > .github/workflows/engines.yml
     """
-    plans = PlanOptions(level, compatibility, version_compatible)
+    plans = PlanOptions(level, compatibility, version_compatible, stripped)
     if plan is not None and targets is None:
         raise click.UsageError("--plan-ci wants to know for which targets: --targets sm75,sm89,cpu")
     if targets is not None:

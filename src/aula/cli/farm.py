@@ -48,7 +48,11 @@ class Asked:
         pairs += [("--level", str(self.plans.level))] if self.plans.level != usual.level else []
         if self.plans.compatibility != usual.compatibility:
             pairs += [("--compatibility", self.plans.compatibility)]
-        flags = {"--version-compatible": self.plans.version_compatible, "--rebuild": self.rebuild}
+        flags = {
+            "--version-compatible": self.plans.version_compatible,
+            "--stripped": self.plans.stripped,
+            "--rebuild": self.rebuild,
+        }
         return (*(word for pair in pairs for word in pair), *(flag for flag, given in flags.items() if given))
 
     def command(self, *words: str) -> tuple[str, ...]:

@@ -30,19 +30,19 @@ from aula.engine.manifest import (
     FORMAT,
     Manifest,
     Part,
-    StoredFile,
     TargetEngine,
     bounds_of,
     check_profiles,
     sealed,
 )
-from aula.engine.onnx_files import external_files, load_model, rename_external, save_model
+from aula.engine.onnx_files import load_model, save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import PlanOptions
 from aula.engine.precision import Progress, Variant, lower_variant
 from aula.engine.quantize import check_calibration
 from aula.engine.recipe import Calibration, Model, Recipe, Task
 from aula.engine.store import Store
+from aula.engine.stored import store_model
 from aula.engine.trial import Prover, Trial, real_cases
 from aula.engine.workshop import Workshop
 
@@ -269,7 +269,7 @@ class _Job:
                 precision=best.precision,
                 threads=self._threads,
                 machine=processor(),
-                files=_store_files(chosen.path, store),
+                files=store_model(chosen.path, store),
                 graph=shipped,
                 gate=gate_of(task, prover.reference, self._options.most_drop),
                 quantisation=quantisation_of(variants, self._calibration),
@@ -348,18 +348,6 @@ def _write_model(graph: "onnx.ModelProto", path: Path) -> Path:
     write_file(path, lambda target: save_model(graph, target))
     load_model(path, weights=False)
     return path
-
-
-def _store_files(path: Path, store: Store) -> tuple[StoredFile, ...]:
-    """Move the engine into the store, weights that lie beside it first, so that it can call them by their digests."""
-    model = load_model(path, weights=False)
-    beside = []
-    for name in external_files(model):
-        beside.append(store.add_file(path.parent / name))
-        rename_external(model, name, beside[-1].name)
-    if beside:
-        write_file(path, lambda target: target.write_bytes(model.SerializeToString()))
-    return (store.add_file(path), *beside)
 
 
 def _require_one(recipe: Recipe, trials: Sequence[Trial]) -> None:

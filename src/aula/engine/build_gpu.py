@@ -66,7 +66,7 @@ def build_part_for_gpu(
         candidates = [trial.candidate(workshop.version) for trial in trials]
         best = choose(recipe, candidates)
         chosen = next(trial for trial in trials if trial.precision == best.precision)
-        files, plans = store_plans(chosen, store)
+        stored = store_plans(chosen, store)
         restored = {trial.precision: trial.restored for trial in trials}
         return TargetEngine(
             backend="tensorrt",
@@ -74,7 +74,7 @@ def build_part_for_gpu(
             precision=best.precision,
             threads=threads,
             machine=processor(),
-            files=files,
+            files=stored.files,
             graph=size_of(part.written, recipe),
             gate=gate_of(task, 0.0 if reference is None else reference, most_drop),
             quantisation=quantisation_of(
@@ -93,7 +93,8 @@ def build_part_for_gpu(
                 compatibility=options.compatibility,
                 version_compatible=options.version_compatible,
             ),
-            plans=plans,
+            plans=stored.plans,
+            weights=stored.weights,
             inspection=chosen.inspection,
         )
 

@@ -106,7 +106,12 @@ class Bundle:
             dynamic_quantisation=engine.dynamic_quantisation,
             digest=engine.plans.get(profile or "", engine.files[0].digest),
             device=device,
+            weights=self._weights(engine, profile),
         )
+
+    def _weights(self, engine: TargetEngine, profile: str | None) -> Path | None:
+        digest = engine.weights.get(profile or "")
+        return next((self.files / file.name for file in engine.files if file.digest == digest), None)
 
     def preflight(self, engine: TargetEngine, target: str = "cpu", device: int = 0) -> None:
         """Raises BundleError where this machine has another release of the backend than the engine was proven with, or,
@@ -139,6 +144,7 @@ def session_options(
     dynamic_quantisation: int | None = None,
     digest: str = "",
     device: int = 0,
+    weights: Path | None = None,
 ) -> SessionOptions:
     """The one way from what a manifest says to what a backend is told. int8 graphs compute the rest in fp32."""
     return SessionOptions(
@@ -149,6 +155,7 @@ def session_options(
         dynamic_quantisation=dynamic_quantisation,
         digest=digest,
         device=device,
+        weights=weights,
     )
 
 

@@ -32,6 +32,7 @@ from aula.engine.quantize import quantized_layers, restored
 from aula.engine.recipe import Profile, Recipe, Task
 from aula.engine.signed import signed_activations, weights_behind_pairs
 from aula.engine.store import Store
+from aula.engine.stored import store_model
 from aula.engine.trial import drop_fault, measure
 from aula.engine.workshop import Timings, Workshop
 
@@ -89,10 +90,13 @@ class GpuPart:
         raised (BackendError for a lost device)."""
         trial = GpuTrial(precision)
         try:
-            for place, profile in enumerate(self.recipe.profiles):
-                share = place / len(self.recipe.profiles)
-                self._report(f"building {precision} for {profile.name}", share)
+            place = 0
+            while place < len(self.recipe.profiles):
+                profile, known = self.recipe.profiles[place], trial.restored
+                self._report(f"building {precision} for {profile.name}", place / len(self.recipe.profiles))
                 self._build(trial, profile, quantised)
+                # All profiles compute the same: where a later one cannot bear a layer, the earlier are built again.
+                place = place + 1 if trial.restored == known or place == 0 else 0
             self._prove(trial, reference)
         except UnbuildableError as refusal:
             trial.rejected = refusal.what
@@ -123,7 +127,9 @@ class GpuPart:
     def _build_once(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
         graph = self._lowered(trial, profile, quantised)
         path = self._folder / f"{trial.precision}-{profile.name}.onnx"
-        write_file(path, lambda target: save_model(graph, target))
+        # Without weights in the plan they lie beside the graph, where every architecture's plan finds the same.
+        limit = {"limit": 0} if self._options.stripped else {}
+        write_file(path, lambda target: save_model(graph, target, **limit))
         free = _free_extents(graph, profile)
         plan = self._workshop.builder.build(
             path, trial.precision, [free] if free else [], self._options, cache=self._timings.read()
@@ -131,7 +137,10 @@ class GpuPart:
         self._timings.write(plan.cache)
         target = path.with_suffix(".plan")
         write_file(target, lambda made: made.write_bytes(plan.content))
-        path.unlink()
+        if self._options.stripped:
+            trial.weights[profile.name] = path
+        else:
+            path.unlink()
         trial.plans[profile.name], trial.digests[profile.name] = target, file_digest(target)
 
     def _lowered(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> "onnx.ModelProto":
@@ -175,6 +184,7 @@ class GpuPart:
             bounds=bounds,
             digest=digest,
             device=self._workshop.card.number,
+            weights=trial.weights.get(profile.name),
         )
         return self._workshop.open(path, options)
 
@@ -189,14 +199,28 @@ class GpuPart:
         return SelectingSession(bounds, openers)
 
 
-def store_plans(trial: GpuTrial, store: Store) -> tuple[tuple[StoredFile, ...], dict[str, str]]:
-    """Move the plans into the store: the files, and each profile's digest."""
+@dataclass(frozen=True, slots=True)
+class StoredPlans:
+    """In the store: the files, and by profile the digests of its plan and, where it comes without, of its weights."""
+
+    files: tuple[StoredFile, ...]
+    plans: dict[str, str]
+    weights: dict[str, str]
+
+
+def store_plans(trial: GpuTrial, store: Store) -> StoredPlans:
+    """Move a precision's plans, and the weights of those that come without, into the store."""
     files: dict[str, StoredFile] = {}
+    weights: dict[str, str] = {}
     for profile, path in trial.plans.items():
         digest = trial.digests[profile]
         if digest not in files:
             files[digest] = store.add_file(path)
-    return tuple(files.values()), dict(trial.digests)
+    for profile, path in trial.weights.items():
+        stored = store_model(path, store)
+        weights[profile] = stored[0].digest
+        files |= {file.digest: file for file in stored}
+    return StoredPlans(tuple(files.values()), dict(trial.digests), weights)
 
 
 def _extents_of(profile: Profile) -> dict[str, Extents]:

@@ -23,6 +23,7 @@ class GpuTrial:
     precision: str
     plans: dict[str, Path] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, Path] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     inspection: dict[str, Inspection] = field(default_factory=dict)
     restored: tuple[str, ...] = ()

@@ -128,9 +128,10 @@ class TargetEngine:
     """The engine of one part for one target. What a graph takes and how it is served may differ between targets.
 
     `files[0]` is what the backend loads, the others lie beside it; where each profile has a plan of its own, `plans`
-    has that file's digest. `graph` is the shipped graph's size, `written` that of the graph as the recipe wrote it.
-    `machine` names the processor it was proven on, `device` the GPU, if it is for one. `inspection` is by profile, and
-    empty where there is no inspector. `dynamic_quantisation` as in SessionOptions.
+    has that file's digest, and `weights` that of the ONNX file which fills it, if it comes without. `graph` is the
+    shipped graph's size, `written` that of the graph as the recipe wrote it. `machine` names the processor it was
+    proven on, `device` the GPU, if it is for one. `inspection` is by profile, and empty where there is no inspector.
+    `dynamic_quantisation` as in SessionOptions.
     """
 
     backend: str
@@ -150,6 +151,7 @@ class TargetEngine:
     written: GraphSize
     device: Device | None = None
     plans: Mapping[str, Digest] = field(default_factory=dict)
+    weights: Mapping[str, Digest] = field(default_factory=dict)
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
 
     @property
@@ -281,11 +283,13 @@ def _check_plans(engine: TargetEngine, name: str) -> None:
         odd = ", ".join(sorted(engine.plans.keys() ^ engine.profiles.keys()))
         raise BundleError(f"{name}: profiles and plans do not match: {odd}", next_step=_REBUILD)
     vouched = {file.digest for file in engine.files}
-    for profile, digest in engine.plans.items():
-        if digest not in vouched:
-            raise BundleError(
-                f"{name}: the plan of profile {profile}, {digest[:12]}, is not among its files", next_step=_REBUILD
-            )
+    for kind, named in (("plan", engine.plans), ("weights", engine.weights)):
+        for profile, digest in named.items():
+            if digest not in vouched or profile not in engine.plans:
+                raise BundleError(
+                    f"{name}: the {kind} of profile {profile}, {digest[:12]}, is not among its files",
+                    next_step=_REBUILD,
+                )
 
 
 def _decode(content: bytes, name: str, kind: type[Record]) -> Record:
