@@ -1,8 +1,9 @@
 import pytest
 
 from aula.bench.scenarios import SCENARIOS, Phase, Scenario
-from aula.bench.simulate import simulate
+from aula.bench.simulate import School, simulate
 from aula.core.errors import InputError
+from aula.scheduling.tickets import State
 
 SHORT = 8.0
 """Seconds: what holds in a minute of twice the capacity is to be seen in eight."""
@@ -51,3 +52,16 @@ def test_many_cards_share_the_work_and_absurd_sizes_are_refused() -> None:
         simulate(SCENARIOS["steady"].sized(tenants=1000, students=10_000, cards=64, seed=0))
     with pytest.raises(InputError):
         simulate(SCENARIOS["steady"].sized(tenants=0, students=30, cards=1, seed=0))
+
+
+def test_a_second_after_a_spike_nobody_is_refused_and_waits_are_as_before() -> None:
+    school = School(Scenario("spike", "", (Phase(4, 0.5), Phase(3, 4.0), Phase(5, 0.5))))
+    school.run()
+    questions = [ticket for ticket in school.tickets if ticket.tier == "question"]
+    after = [ticket for ticket in questions if ticket.submitted >= 8.0]
+    assert all(ticket.state is State.ANSWERED and not ticket.late for ticket in after)
+    calm, later = (
+        sorted((one.finished or 0.0) - one.submitted for one in group)[int(0.99 * len(group))]
+        for group in ([ticket for ticket in questions if ticket.submitted < 4.0], after)
+    )
+    assert later < 2 * calm

@@ -62,7 +62,7 @@ class Simulated:
         return asdict(self)
 
 
-class _School:
+class School:
     """Cards and classes. Events are kept in one heap; between two of them nothing happens and no time is spent."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -164,7 +164,7 @@ def simulate(scenario: Scenario) -> Simulated:
     """Run it; raises InputError where it would take far too long."""
     if min(scenario.tenants, scenario.students, scenario.cards) < 1:
         raise InputError("classes, students and cards must each be at least 1", next_step="aula simulate --help")
-    school = _School(scenario)
+    school = School(scenario)
     expected = sum(school.rate(phase) * phase.seconds for phase in scenario.phases)
     if expected > MOST_REQUESTS:
         raise InputError(
@@ -175,7 +175,7 @@ def simulate(scenario: Scenario) -> Simulated:
     return _summary(school, expected)
 
 
-def _summary(school: _School, expected: float) -> Simulated:
+def _summary(school: School, expected: float) -> Simulated:
     scenario, tickets = school.scenario, school.tickets
     statistics = school.scheduler.statistics()
     good = sum(school.unit(ticket.bucket) for ticket in tickets if _in_time(ticket))
@@ -221,7 +221,7 @@ def _percentile(ordered: list[float], part: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 3) if ordered else 0.0
 
 
-def _shares(school: _School, field: str) -> dict[str, Share]:
+def _shares(school: School, field: str) -> dict[str, Share]:
     groups: dict[str, list[Ticket]] = defaultdict(list)
     for ticket in school.tickets:
         groups[getattr(ticket, field)].append(ticket)

@@ -47,7 +47,7 @@ class Refusal:
 
 
 class Ticket:
-    """One request. `on_done` is called once, when the state is final.
+    """One request. `on_done` is called once, when the state is final; it must not raise: its batch-mates come next.
 
     Compared by identity; an object rather than a record because the queue marks it in place, and a cancelled
     ticket is skipped where it lies instead of being dug out of a heap.
