@@ -286,7 +286,7 @@ class _Job:
         versions = {name: runtime_version(name) for name in available_backends()}
         versions |= {name: package_version(name) for name in ("nncf", "onnx")}
         recipe, options = self._recipe, self._options
-        evidence = [
+        evidence: list[object] = [
             self._calibration.digest if self._calibration else "",
             [self._task.metric, self._task.digest] if self._task else [],
             options.most_drop,
@@ -298,6 +298,7 @@ class _Job:
             card = self._workshop.card
             # Plans are for one kind of card; the processor only prepares them.
             machine = [options.target, card.name, card.capability, card.driver, asdict(options.plans)]
+            evidence += [recipe.half_tolerance, recipe.low_borders, recipe.spelling]
             versions = {"tensorrt": self._workshop.version}
         identity = [
             BUILDER,

@@ -56,7 +56,7 @@ def choose(recipe: Recipe, candidates: Sequence[Candidate]) -> Candidate:
     def score(candidate: Candidate) -> float:
         return sum(candidate.milliseconds[name] / max(best[name], 1e-9) for name in best)
 
-    chosen = good[0]
+    chosen = min(good, key=lambda candidate: PRECISIONS.index(candidate.precision))
     for precision in PRECISIONS:
         fastest = min((one for one in good if one.precision == precision), key=score, default=chosen)
         margin = 1.0 if fastest.precision == chosen.precision else CLEARLY

@@ -9,6 +9,7 @@ to the task's metric where there are labelled examples; int8 to the task and to 
 precision passes, fp32 is built.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,10 @@ class GpuPart:
 
     def _named(self, quantised: Quantised, already: Sequence[str], said: str) -> tuple[str, ...]:
         layers = [name for name in quantized_layers(quantised.graph) if name not in already]
-        return tuple(name for name in layers if name and name in said)
+        said_of = [name for name in layers if name and name in said]
+        # "product_1" names no "product"; but TensorRT also gives names endings of its own.
+        whole = [name for name in said_of if re.search(rf"(?<![\w/])(?<!\w\.){re.escape(name)}(?![\w/]|\.\w)", said)]
+        return tuple(whole or said_of)
 
     def _build_once(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
         graph = self._lowered(trial, profile, quantised)

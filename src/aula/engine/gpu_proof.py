@@ -62,7 +62,7 @@ def _case(recipe: Recipe, sizes: Mapping[str, int], graph: "onnx.ModelProto", ge
 
 
 def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> float:
-    """The largest difference from the reference, relative to the reference's largest value; infinite for an output that
+    """The largest difference from the reference, relative to the reference's largest value; infinite where either
     is not finite. Raises VerificationError where outputs and reference do not match, BackendError."""
     worst = 0.0
     for case in proven:
@@ -70,7 +70,7 @@ def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> fl
         if case.wanted.keys() != produced.keys() - set(recipe.unproven):
             raise VerificationError(
                 f"the reference gives {', '.join(sorted(case.wanted)) or 'nothing'}, the engine "
-                f"{', '.join(sorted(produced))}",
+                f"{', '.join(sorted(produced)) or 'nothing'}",
                 next_step="let the recipe's reference compute every output, or name those that it leaves out",
             )
         for name, wanted in case.wanted.items():
@@ -82,7 +82,7 @@ def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> fl
                     f"output {name} is {list(got.shape)}, the reference's is {list(np.shape(wanted))}",
                     next_step="mend the recipe's reference or its graph",
                 )
-            if not np.isfinite(got).all():
+            if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
                 return float("inf")
             scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
             worst = max(worst, float(np.abs(got - wanted).max(initial=0.0)) / scale)

@@ -107,7 +107,7 @@ class Device:
 
     name: str
     capability: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]$")]
-    driver: str
+    driver: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")]
     compatibility: Literal["exact", "ampere-plus", "same-capability"]
     version_compatible: bool
 

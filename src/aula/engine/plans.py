@@ -223,9 +223,10 @@ class PlanBuilder:
 
 
 def release(version: str) -> tuple[int, int]:
-    """Major and minor number."""
+    """Major and minor number; zeros for what says none ("unknown")."""
     numbers = re.findall(r"\d+", version)
-    return int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0
+    major, minor = [*map(int, numbers[:2]), 0, 0][:2]
+    return major, minor
 
 
 def _profile(builder: Any, extents: Mapping[str, Sequence[Extents]]) -> Any:

@@ -37,13 +37,16 @@ def check_plan(
     manifest: Manifest, engine: TargetEngine, built_on: Device, installed: str, card: Card, target: str
 ) -> None:
     """Raises BundleError unless a plan that was built on `built_on` runs on `card` under TensorRT `installed`."""
-    rebuild = f"aula build {manifest.name} --target {_target_of(card) or target}"
+    here = _target_of(card)
+    rebuild = f"aula build {manifest.name} --target {here or target}"
     if not _runs_on(built_on, card):
         raise BundleError(
             f"the {target} engine of {manifest.key} was built on {built_on.name} (compute capability "
             f"{built_on.capability}{_reach(built_on)}); this GPU is {card.name} ({card.capability})",
             available=_fitting(manifest, card),
-            next_step=f"build for this GPU: {rebuild}",
+            next_step=f"build for this GPU: {rebuild}"
+            if here
+            else f"none is built for such a card; the CPU serves: aula build {manifest.name} --target cpu",
         )
     if not _reads(built_on, engine.backend_version, installed):
         raise BundleError(

@@ -101,7 +101,8 @@ class Recipe:
     For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
     names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
     `gpu_profiles` are served there instead of `profiles`; `rows` is the dimension whose items do not depend on one
-    another, so that a few of many prove all; `by_profile` gives the recipe of a profile that another graph with the
+    another, so that a few of many prove all; `spelling` tells graphs apart that one recipe writes in several ways;
+    `by_profile` gives the recipe of a profile that another graph with the
     same inputs and outputs computes (a prompt beside a step).
     """
 
@@ -126,6 +127,7 @@ class Recipe:
     half_tolerance: float = 2e-2
     low_borders: tuple[str, ...] = ()
     rows: str = ""
+    spelling: str = ""
     gpu_profiles: tuple[Profile, ...] = ()
     by_profile: Mapping[str, "Recipe"] = field(default_factory=dict)
 

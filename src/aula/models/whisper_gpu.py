@@ -57,6 +57,7 @@ def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Rec
         low_borders=low_borders(config, form),
         half_tolerance=5e-2,
         rows="rows",
+        spelling=repr(form),
     )
 
 
@@ -93,6 +94,7 @@ def stepper_recipe(
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
             rows="rows",
+            spelling=repr(form),
         )
 
     prompts = [profile.name for profile in profiles if profile.name.endswith(("prompt", "prompts"))]
