@@ -16,8 +16,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from aula.backends.device_tensor import DeviceTensor
 from aula.backends.session import Session, SessionOptions, Tensors
-from aula.backends.tensorrt import DeviceTensor
 from aula.core.errors import VerificationError
 from aula.core.types import TensorSpec
 from aula.engine.plans import Extents, Plan, PlanOptions, UnbuildableError

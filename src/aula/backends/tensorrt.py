@@ -19,33 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aula.backends.cuda import Cuda, Pinned
+from aula.backends.device_tensor import DeviceTensor, Shape, byte_count, numpy_dtype
+from aula.backends.plan_profiles import choose_profile
 from aula.backends.session import Session, SessionOptions, Tensors
 from aula.backends.tensorrt_runtime import Runtime, layer_precisions
 from aula.core.errors import BackendError, DeviceLostError
 from aula.core.types import TensorSpec
 
-Shape = tuple[int, ...]
 Key = tuple[tuple[Shape, ...], int, frozenset[tuple[str, int]]]
 """What a CUDA graph is for: the inputs' shapes, whose turn it is among double buffers, and where attached tensors
 lie."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTensor:
-    """Memory of a GPU, good as long as its owner is open."""
-
-    address: int
-    shape: Shape
-    dtype: str
-
-    @property
-    def bytes(self) -> int:
-        return _bytes(self.shape, self.dtype)
-
-    def part(self, first: int, count: int) -> "DeviceTensor":
-        """`count` of the outermost axis from `first` on: some rows of a batch."""
-        row = _bytes(self.shape[1:], self.dtype)
-        return DeviceTensor(self.address + first * row, (count, *self.shape[1:]), self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +62,7 @@ class TensorRtSession(Session):
             self._made = [name for name in names if name not in self._taken]
             self._specs_of = {name: self._spec(name) for name in names}
             # 2. A context for the profile that serves these sizes, at its greatest sizes.
-            self._profile = _profile(engine, self._taken, options, plan)
+            self._profile = choose_profile(engine, self._taken, options, plan)
             self._stream = self._cuda.stream()
             undo.callback(self._destroy_stream, self._stream)
             self._context: Any = self._runtime.context(engine, plan)
@@ -137,7 +120,7 @@ class TensorRtSession(Session):
             )
         wanted = self._greatest[name]
         dtype = self._specs_of[name].dtype
-        if tensor.dtype != dtype or tensor.bytes < _bytes(wanted, dtype):
+        if tensor.dtype != dtype or tensor.bytes < byte_count(wanted, dtype):
             raise BackendError(
                 f"{name} is {dtype}{list(wanted)}, but {tensor.dtype}{list(tensor.shape)} was attached to it",
                 next_step="build both engines for the same rows and sizes",
@@ -190,7 +173,7 @@ class TensorRtSession(Session):
         self._enter()
         self._check_state(name)
         spec, shape = self._specs_of[name], self._greatest[name]
-        if array.shape != shape or array.dtype != _numpy_dtype(spec.dtype):
+        if array.shape != shape or array.dtype != numpy_dtype(spec.dtype):
             raise BackendError(
                 f"the state {name} is {spec.dtype}{list(shape)}, not {array.dtype}{list(array.shape)}",
                 next_step="convert the array before it is set",
@@ -230,9 +213,9 @@ class TensorRtSession(Session):
         for name, pair in self._pairs.items():
             shape, dtype = self._greatest[name], self._specs_of[name].dtype
             if pair.initial:
-                self.write_state(name, np.full(shape, pair.initial, dtype=_numpy_dtype(dtype)))
+                self.write_state(name, np.full(shape, pair.initial, dtype=numpy_dtype(dtype)))
             else:
-                self._cuda.clear(self._address(name), _bytes(shape, dtype), self._stream)
+                self._cuda.clear(self._address(name), byte_count(shape, dtype), self._stream)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         self._start(tensors)
@@ -336,7 +319,7 @@ class TensorRtSession(Session):
             int(size) if size >= 0 else f"free_{axis}" for axis, size in enumerate(self._engine.get_tensor_shape(name))
         )
         dtype = self._runtime.dtype(self._engine.get_tensor_dtype(name))
-        _numpy_dtype(dtype)  # refused here, not in the first run
+        numpy_dtype(dtype)  # refused here, not in the first run
         return TensorSpec(name, dtype, shape)
 
     def _choose_profile(self, plan: Path) -> None:
@@ -369,7 +352,7 @@ class TensorRtSession(Session):
             return self._attached[name]
         if (name, turn) not in self._held:
             shape, dtype = self._greatest[name], self._specs_of[name].dtype
-            self._held[name, turn] = DeviceTensor(self._cuda.allocate(_bytes(shape, dtype)), shape, dtype)
+            self._held[name, turn] = DeviceTensor(self._cuda.allocate(byte_count(shape, dtype)), shape, dtype)
         return self._held[name, turn]
 
     def _address(self, name: str) -> int:
@@ -385,7 +368,7 @@ class TensorRtSession(Session):
     def _staging(self, name: str) -> Pinned:
         """Pinned memory for a tensor's greatest size; smaller ones lie at its beginning, so that nothing grows."""
         if name not in self._pinned:
-            dtype = _numpy_dtype(self._specs_of[name].dtype)
+            dtype = numpy_dtype(self._specs_of[name].dtype)
             self._pinned[name] = self._cuda.pinned(self._greatest[name], dtype)
         return self._pinned[name]
 
@@ -394,11 +377,11 @@ class TensorRtSession(Session):
         return self._staging(name).array.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
 
     def _up(self, name: str, shape: Shape) -> None:
-        count = _bytes(shape, self._specs_of[name].dtype)
+        count = byte_count(shape, self._specs_of[name].dtype)
         self._cuda.upload(self._address(name), self._staging(name).address, count, self._stream)
 
     def _down(self, name: str, shape: Shape) -> None:
-        count = _bytes(shape, self._specs_of[name].dtype)
+        count = byte_count(shape, self._specs_of[name].dtype)
         self._cuda.download(self._staging(name).address, self._address(name), count, self._stream)
 
     def _forget_graphs(self) -> None:
@@ -462,41 +445,6 @@ class TensorRtSession(Session):
             raise BackendError(f"{name!r} is no state", available=list(self._pairs), next_step="name one of these")
 
 
-def _profile(engine: Any, inputs: list[str], options: SessionOptions, plan: Path) -> int:
-    """The first optimisation profile that holds the bounds; 0 where none are given. Raises BackendError."""
-    count = int(engine.num_optimization_profiles)
-    for place in range(count):
-        if all(_holds(engine, name, place, options) for name in inputs if name in options.bounds):
-            return place
-    raise BackendError(
-        f"none of the {count} profiles of {plan.name} holds the sizes that are asked for",
-        available=[
-            ", ".join(f"{name} {_extent(engine, name, place)}" for name in inputs if name in options.bounds)
-            for place in range(count)
-        ],
-        next_step="open it for one of these, or build it for those sizes: aula build MODEL --profile …",
-    )
-
-
-def _holds(engine: Any, name: str, profile: int, options: SessionOptions) -> bool:
-    shape = tuple(map(int, engine.get_tensor_shape(name)))
-    limits = options.bounds[name]
-    if len(shape) != len(limits):
-        return False
-    if -1 not in shape:
-        return all(size == greatest for size, (_, greatest) in zip(shape, limits, strict=True))
-    least, _, greatest = engine.get_tensor_profile_shape(name, profile)
-    return all(
-        low <= asked_low and asked_high <= high
-        for low, high, (asked_low, asked_high) in zip(map(int, least), map(int, greatest), limits, strict=True)
-    )
-
-
-def _extent(engine: Any, name: str, profile: int) -> str:
-    least, _, greatest = engine.get_tensor_profile_shape(name, profile)
-    return f"{list(map(int, least))} to {list(map(int, greatest))}"
-
-
 def _narrowed(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
     limits = np.iinfo(np.int32)
     if array.size and (array.min() < limits.min or array.max() > limits.max):
@@ -505,26 +453,6 @@ def _narrowed(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
             next_step="use an engine of TensorRT 10 or later, or one for the CPU",
         )
     return array.astype(np.int32)
-
-
-def _bytes(shape: Shape, dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
-
-
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    """Raises BackendError for a type of which no array can be."""
-    if name == "bfloat16":
-        import ml_dtypes  # numpy knows this name only once that is imported
-
-        known: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return known
-    try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise BackendError(
-            f"the engine takes or gives {name}, which numpy has no type for",
-            next_step="build it with inputs and outputs of float32, float16, bfloat16 or whole numbers",
-        ) from error
 
 
 def open_model(model: Path, options: SessionOptions) -> Session:

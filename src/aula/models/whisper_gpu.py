@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aula.backends.tensorrt import DeviceTensor, TensorRtSession
+from aula.backends.device_tensor import DeviceTensor
+from aula.backends.tensorrt import TensorRtSession
 from aula.core.errors import EngineError
 from aula.core.types import Float32, Licence
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
