@@ -23,9 +23,10 @@ FLOORS = {
     "cli": 7,
     "__main__": 8,
 }
-MAY_SEE = {"bench": {"core", "backends", "engine", "models"}}
+MAY_SEE = {"bench": {"core", "backends", "engine", "models", "scheduling"}}
 """Rooms that may see these alone, whatever their floor. A bench opens the engines that it compares, and so knows their
-models; it measures neither the runtime nor the assistant nor a server from within."""
+models; its simulator runs the scheduler under a fake clock. It measures neither the runtime nor the assistant nor a
+server from within."""
 
 
 def _room(module: str) -> str:

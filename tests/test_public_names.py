@@ -73,6 +73,7 @@ def test_exit_codes() -> None:
         "UnsupportedLanguageError": 8,
         "StorageError": 9,
         "DeadlineError": 10,
+        "OverloadError": 11,
     }
 
 

@@ -1,9 +1,10 @@
 """The engines that our side is measured with: built, proven and stored by the product's own builder.
 
-    python -m benchmarks.gpu.engines --work FOLDER --job bert
+    python -m benchmarks.gpu.engines --work FOLDER --job bert-1x32
 
 One job a process, so that several can be built beside each other where device time is short; tactics are then timed in
-each other's way, which can only make the engines slower. Each leaves FOLDER/engines/JOB.json.
+each other's way, which can only make the engines slower. Each leaves FOLDER/engines/JOB.json. Nothing is to be measured
+on the host meanwhile: `python -m benchmarks.gpu --build` does one thing at a time.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from aula.engine.workshop import Builder, Workshop
 from aula.models import bert, efficientnet, efficientnet_examples, whisper, whisper_gpu
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_stepper import StepForm
+from benchmarks.gpu.jobs import JOBS, NEED_QUANTISED, described, left_by
 from benchmarks.gpu.rows import MANY, PICTURES, TOKENS
 
 SLOTS = 32
 """Room for a prompt of four tokens and twenty more."""
 POSITIONS = 250
-IN_FLIGHT_ROWS = 320
 QUICK = 2
 """Builder optimisation level of the convolutional networks: level 3 had not finished one of batch 32 after 265 s."""
 FORMS = {"few": whisper_gpu.FEW, "many": whisper_gpu.MANY}
@@ -96,7 +97,7 @@ class Job:
             for part, known in bundle.manifest.parts.items()
             if (gate := known.engines[self.target].gate) is not None
         }
-        path = self.work / "engines" / f"{self.name}.json"
+        path = left_by(self.work, self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "key": bundle.manifest.key,
@@ -130,7 +131,7 @@ def build_bert(job: Job, _options: argparse.Namespace) -> None:
 def build_again(job: Job, _options: argparse.Namespace) -> None:
     """BERT's plan once more, with the timings that its first build left."""
     recipe = bert.bert_recipe(Checkpoint(job.work / "bert-base"), "bert-base", seeded=True)
-    first = json.loads((job.work / "engines" / "bert-1x32.json").read_text(encoding="utf-8"))["plan_seconds"]
+    first = json.loads(left_by(job.work, "bert-1x32").read_text(encoding="utf-8"))["plan_seconds"]
     job.store = Store(job.work / "stores" / "bert-1x32")
     recipe = replace(recipe, gpu_profiles=(_fixed("bert-1x32", batch=1, sequence=32),))
     bundle = job.build(Model.of(recipe), rebuild=True)
@@ -190,33 +191,36 @@ def build_whisper(job: Job, options: argparse.Namespace) -> None:
 def _form(text: str) -> StepForm:
     """A name of FORMS, and changes behind it: few,split=4."""
     name, *changes = text.split(",")
-    given: dict[str, Any] = {key: int(value) for key, _, value in (change.partition("=") for change in changes)}
-    return replace(FORMS[name], **given)
+    numbers: dict[str, Any] = {key: int(value) for key, _, value in (change.partition("=") for change in changes)}
+    return replace(FORMS[name], **numbers)
 
 
-JOBS: dict[str, Callable[[Job, argparse.Namespace], None]] = {
+Make = Callable[[Job, argparse.Namespace], None]
+MAKERS: dict[str, Make] = {
     "bert-1x32": build_bert,
     "bert-64x32": build_bert,
     "bert-1x32-again": build_again,
     "efficientnet": build_efficientnet,
     "digits": build_digits,
-    "whisper-1": build_whisper,
-    f"whisper-{MANY}": build_whisper,
-    f"whisper-{IN_FLIGHT_ROWS}": build_whisper,
+    **{name: build_whisper for name in JOBS if name.startswith("whisper-")},
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=described(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--job", required=True)
+    parser.add_argument("--job", required=True, help="one of the jobs below, or whisper-ROWS")
     parser.add_argument("--quantised", type=Path, help="folder of int8 graphs that NNCF made where it is installed")
     parser.add_argument("--form", default="", help="how Whisper's step is spelled: few or many, then ,split=4 and such")
     parser.add_argument("--part", default="", help="one part of Whisper alone")
     options = parser.parse_args()
-    make = JOBS.get(options.job) or (build_whisper if options.job.startswith("whisper-") else None)
+    make = MAKERS.get(options.job) or (build_whisper if options.job.startswith("whisper-") else None)
     if make is None:
         parser.error(f"there is no job {options.job}; there are {', '.join(JOBS)}")
+    if options.job in NEED_QUANTISED and options.quantised is None:
+        parser.error(f"{options.job} needs --quantised: its int8 graph is made where NNCF is installed")
     name = f"{options.job}.{options.part}" if options.part else options.job
     make(Job(options.work, name), options)
 

@@ -1,9 +1,22 @@
-"""How many identical recognitions can be in flight while 99 of 100 are answered in time. Standard library only."""
+"""How many identical recognitions can be in flight while 99 of 100 are answered in time. Both sides count with this.
+
+Standard library only: PyTorch's interpreter reads it too.
+"""
 
 import time
 from collections import deque
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
+from typing import Any
+
+from benchmarks.gpu.rows import LATENCY_MS
+
+ROUNDS = 20
+TRIES = 8
+WARM_UPS = 2
+
+Serve = Callable[[int], object]
+"""Answers so many of the oldest, and returns when their texts are on the host."""
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -13,23 +26,27 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def closed_loop(
-    serve: Callable[[int], object],
+    serve: Serve,
     in_flight: int,
     batch: int,
     rounds: int,
     now: Callable[[], float] = time.perf_counter,
+    limit_ms: float = inf,
 ) -> list[float]:
     """Latencies in milliseconds of `rounds` times `in_flight` requests. Every client asks again as soon as it is
-    answered; `serve(n)` answers the n oldest and returns when their texts are on the host. The first round, in which
-    nobody else is waiting yet, does not count."""
+    answered. The first round, in which nobody else is waiting yet, does not count. Ends early once more than one of
+    a hundred of all came later than `limit_ms`: what is left cannot mend that."""
     start = now()
     waiting = deque([start] * in_flight)
     latencies: list[float] = []
-    while len(latencies) < (rounds + 1) * in_flight:
+    wanted, late = rounds * in_flight, 0
+    while len(latencies) < wanted + in_flight and late <= wanted - ceil(0.99 * wanted):
         taken = [waiting.popleft() for _ in range(min(batch, in_flight))]
         serve(len(taken))
         done = now()
-        latencies += [1000 * (done - asked) for asked in taken]
+        for asked in taken:
+            latencies.append(1000 * (done - asked))
+            late += len(latencies) > in_flight and latencies[-1] > limit_ms
         waiting.extend([done] * len(taken))
     return latencies[in_flight:]
 
@@ -55,3 +72,35 @@ def greatest(
         else:
             trial = (good + bad) // 2
     return good
+
+
+def most_in_flight(
+    open_server: Callable[[int], tuple[int, Serve]],
+    first: int,
+    *,
+    limit_ms: float = LATENCY_MS,
+    rounds: int = ROUNDS,
+    tries: int = TRIES,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """`open_server` gives, for so many in flight, how many are answered at once and what answers them; MemoryError, in
+    opening or serving, means that so many cannot be served. Not even one is told as 0, and with its own latency."""
+    seen: dict[int, float] = {}
+
+    def passes(count: int) -> bool:
+        try:
+            batch, serve = open_server(count)
+            for _ in range(WARM_UPS):
+                serve(min(batch, count))
+            seen[count] = percentile(closed_loop(serve, count, batch, rounds, now, limit_ms), 0.99)
+        except MemoryError:
+            seen[count] = inf
+        return seen[count] <= limit_ms
+
+    found = greatest(passes, first, tries=tries)
+    p99 = {count: None if ms == inf else round(ms, 2) for count, ms in sorted(seen.items())}
+    return {
+        "in_flight": found,
+        "p99_ms": p99[found or min(p99)],
+        "tried_p99_ms": {str(count): ms for count, ms in p99.items()},
+    }

@@ -18,34 +18,33 @@ from aula.core.errors import AulaError
 from aula.engine.bundle import Bundle
 from aula.engine.store import Store
 from aula.models.whisper_gpu import WhisperStepping
-from benchmarks.gpu.engines import IN_FLIGHT_ROWS
-from benchmarks.gpu.flight import closed_loop, greatest, percentile
-from benchmarks.gpu.rows import LATENCY_MS, MANY, PICTURES, TOKENS
+from benchmarks.gpu.flight import Serve, most_in_flight, percentile
+from benchmarks.gpu.jobs import is_built, left_by, spelled
+from benchmarks.gpu.rows import IN_FLIGHT_ROWS, MANY, PROMPT, ROWS, TOKENS
 
 RUNS = 200
-ROUNDS = 20
-PROMPT = (50258, 50259, 50359, 50363)
-"""Start, English, transcribe, no timestamps."""
+
+
+class NotBuiltError(Exception):
+    """There is no engine for the row."""
 
 
 def measure(row: str, work: Path) -> dict[str, Any]:
     """One row, from the files that `prepare` left in `work`. The fields, as far as they make sense for the row:
 
-    `variant`; `p50_ms`, `p90_ms` of device time; `per_second`; `in_flight`; `first_s`, `second_s`, `speedup` of a
-    build; `versions` and `tried`, by name; `outputs`, the path of an npz with `hidden` (BERT), `tokens` int
-    [questions, tokens] (Whisper) or `logits` over all pictures of the row's file. `skipped` says why there is nothing.
+    `variants`, by name: `p50_ms`, `p90_ms` of device time (Whisper: until the text is on the host); `per_second`;
+    `in_flight`, `p99_ms`; `first_s`, `second_s`, `speedup` of a build; `top1_drop` in points. Beside them
+    `versions` and `tried`, by name; `outputs`, the path of an npz with `hidden` (BERT), `tokens` int [questions,
+    tokens] (Whisper) or `logits` over all pictures of the row's file. `skipped` says why there is nothing.
     """
     try:
-        measured = _MEASURES[row](row, work)
-    except (AulaError, OSError) as refusal:
+        return {**_MEASURES[row](row, work), "versions": {"tensorrt": Runtime.load().version}}
+    except (AulaError, OSError, NotBuiltError) as refusal:
         return {"skipped": str(refusal)}
-    return {**measured, "versions": {"tensorrt": Runtime.load().version}}
 
 
 def _one_run(row: str, work: Path) -> dict[str, Any]:
-    family, rows = (
-        ("bert", int(row.split("-")[1].split("x")[0])) if row.startswith("bert") else ("efficientnet", PICTURES)
-    )
+    family, rows = ROWS[row].family, ROWS[row].rows
     bundle, told = _bundle(work, row if family == "bert" else family)
     inputs = dict(np.load(work / f"{row}.npz"))
     engine = bundle.engine(target=told["target"])
@@ -58,20 +57,18 @@ def _one_run(row: str, work: Path) -> dict[str, Any]:
         times = _warm(session, {})
     output = "hidden" if family == "bert" else next(iter(produced))
     path = work / f"ours-{row}.npz"
-    drop = _top1_drop(work, engine.precision) if family == "efficientnet" else None
-    kept: dict[str, Any] = {"hidden" if family == "bert" else "logits": produced[output]}
-    np.savez(path, **kept)
+    outputs: dict[str, Any] = {"hidden" if family == "bert" else "logits": produced[output]}
+    np.savez(path, **outputs)
     p50 = statistics.median(times)
-    return {
-        "variant": engine.precision,
+    figures = {
         "p50_ms": p50,
         "p90_ms": percentile(times, 0.9),
         "per_second": 1000 * rows / p50,
         "with_copies_ms": with_copies,
-        "tried": told["tried"],
-        "outputs": str(path),
-        **({} if drop is None else {"top1_drop": drop}),
     }
+    if family == "efficientnet" and (drop := top1_drop(work, engine.precision)) is not None:
+        figures["top1_drop"] = drop
+    return {"variants": {engine.precision: figures}, "tried": told["tried"], "outputs": str(path)}
 
 
 def _warm(session: TensorRtSession, inputs: dict[str, Any]) -> list[float]:
@@ -80,16 +77,18 @@ def _warm(session: TensorRtSession, inputs: dict[str, Any]) -> list[float]:
     return session.device_milliseconds(RUNS)
 
 
-def _top1_drop(work: Path, precision: str) -> float | None:
-    """Points that the trained network of training/digits loses in that precision, by the builder's gate; None where it
-    was not built."""
-    path = work / "engines" / "digits.json"
-    if not path.exists():
+def top1_drop(work: Path, precision: str) -> float | None:
+    """Points that a precision costs the trained network of training/digits, by the builder's gate: fp32's top-1 less
+    its own. None where that was not measured."""
+    if not is_built(work, "digits"):
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
-    metrics = {one["precision"]: one["metric"] for one in told["tried"]["model"]}
-    metric = metrics.get(precision)
-    return None if metric is None else 100 * float(told["fp32_metric"]["model"] - metric)
+    told = _told(work, "digits")
+    for part, candidates in told["tried"].items():
+        reference = told.get("fp32_metric", {}).get(part)
+        for one in candidates:
+            if one["precision"] == precision and one["metric"] is not None and reference is not None:
+                return float(100 * (reference - one["metric"]))
+    return None
 
 
 def _whisper(row: str, work: Path) -> dict[str, Any]:
@@ -115,11 +114,9 @@ def _whisper(row: str, work: Path) -> dict[str, Any]:
     path = work / f"ours-{row}.npz"
     np.savez(path, tokens=tokens)
     p50 = statistics.median(times)
+    figures = {"p50_ms": p50, "p90_ms": percentile(times, 0.9), "per_second": 1000 * rows / p50}
     return {
-        "variant": "fp16",
-        "p50_ms": p50,
-        "p90_ms": percentile(times, 0.9),
-        "per_second": 1000 * rows / p50,
+        "variants": {"fp16": figures},
         "tried": told["tried"],
         "form": told.get("form"),
         "outputs": str(path),
@@ -127,47 +124,41 @@ def _whisper(row: str, work: Path) -> dict[str, Any]:
 
 
 def _in_flight(_row: str, work: Path) -> dict[str, Any]:
-    best: dict[str, Any] = {"in_flight": 0}
+    """Each engine is a variant: more rows at once take longer, and answer more."""
+    variants: dict[str, Any] = {}
     for rows in (MANY, IN_FLIGHT_ROWS):
         try:
             recogniser, _ = _recogniser(work, rows)
-        except (AulaError, OSError) as refusal:
-            best.setdefault("skipped_rows", {})[rows] = str(refusal)
+        except (AulaError, OSError, NotBuiltError) as refusal:
+            variants[f"fp16, {rows} rows"] = {"skipped": str(refusal)}
             continue
         mel = np.load(work / "whisper.npz")["mel"]
         recogniser.write(np.concatenate([mel] * (rows // len(mel))), PROMPT, TOKENS)
         recogniser.keep_mel(recogniser.mel())
-        latencies: dict[int, float] = {}
 
-        def passes(count: int, chosen: WhisperStepping = recogniser, seen: dict[int, float] = latencies) -> bool:
-            def serve(_count: int) -> object:
-                return chosen.write(None, PROMPT, TOKENS)
+        def serve(_count: int, chosen: WhisperStepping = recogniser) -> object:
+            return chosen.write(None, PROMPT, TOKENS)
 
-            seen[count] = percentile(closed_loop(serve, count, chosen.rows, ROUNDS), 0.99)
-            return seen[count] <= LATENCY_MS
+        def open_server(_count: int, size: int = rows, answer: Serve = serve) -> tuple[int, Serve]:
+            return size, answer
 
-        found = greatest(passes, rows, tries=7)
+        variants[f"fp16, {rows} rows"] = most_in_flight(open_server, rows)
         recogniser.close()
-        best.setdefault("tried", {})[f"{rows} rows"] = {str(count): ms for count, ms in sorted(latencies.items())}
-        if found > best["in_flight"]:
-            best |= {"in_flight": found, "p99_ms": latencies[found], "variant": f"fp16, {rows} rows"}
-    return best
+    return {"variants": variants}
 
 
 def _build_cache(_row: str, work: Path) -> dict[str, Any]:
     told = _told(work, "bert-1x32-again")
     first, second = sum(told["first_seconds"]), sum(told["second_seconds"])
-    return {
-        "variant": "BERT-base 1x32, fp16",
-        "first_s": first,
-        "second_s": second,
-        "speedup": first / second,
-        "tried": {"first_s": told["first_seconds"], "second_s": told["second_seconds"]},
-    }
+    figures = {"first_s": first, "second_s": second, "speedup": first / second}
+    return {"variants": {"BERT-base 1x32, fp16": figures}}
 
 
 def _told(work: Path, job: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((work / "engines" / f"{job}.json").read_text(encoding="utf-8"))
+    path = left_by(work, job)
+    if not path.exists():
+        raise NotBuiltError(f"no engine; build it: {spelled(work, job.partition('.')[0])}")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -178,7 +169,7 @@ def _bundle(work: Path, job: str) -> tuple[Bundle, dict[str, Any]]:
 
 def _recogniser(work: Path, rows: int) -> tuple[WhisperStepping, dict[str, Any]]:
     """From the bundle of both parts, or from two that were built beside each other."""
-    if (work / "engines" / f"whisper-{rows}.json").exists():
+    if left_by(work, f"whisper-{rows}").exists():
         encoder, told = _bundle(work, f"whisper-{rows}")
         decoder = encoder
     else:

@@ -1,6 +1,6 @@
 """Whisper by PyTorch: `generate` as its users run it, and the strongest recognition that we can write by hand.
 
-Imports nothing of ours: it runs under the interpreter that has torch.
+Imports nothing of aula: it runs under the interpreter that has torch.
 """
 
 from collections.abc import Callable
@@ -9,15 +9,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
+from benchmarks.gpu.rows import PROMPT
+from benchmarks.gpu.rows import TOKENS as NEW
 from benchmarks.gpu.torch_timing import Bench, Run
 
-PROMPT = (50258, 50259, 50359, 50363)
-"""Start, English, transcribe, no timestamps."""
-NEW = 20
-QUESTION_FRAMES, WINDOW_FRAMES = 500, 3000
+WINDOW_FRAMES = 3000
 
 
 def load_whisper(bench: Bench, dtype: torch.dtype) -> Any:
+    return bench.kept(("whisper", dtype), lambda: _load(bench, dtype))
+
+
+def _load(bench: Bench, dtype: torch.dtype) -> Any:
     from transformers import GenerationConfig, WhisperForConditionalGeneration
 
     model = WhisperForConditionalGeneration.from_pretrained(

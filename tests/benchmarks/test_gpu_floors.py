@@ -7,7 +7,8 @@ import pytest
 from aula.models import bert_seeded, efficientnet_seeded, whisper
 from benchmarks.gpu.__main__ import limits_of
 from benchmarks.gpu.floors import floor_ms, load_of
-from benchmarks.gpu.table import ROWS, compare, lines
+from benchmarks.gpu.rows import ROWS
+from benchmarks.gpu.table import compare, lines
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert-base": bert_seeded.ARCHITECTURES["bert-base"],

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import table
-from benchmarks.gpu.table import ROWS, best, compare, figure, lines, parity
+from benchmarks.gpu.rows import ROWS
+from benchmarks.gpu.table import best, compare, figure, lines, parity
 
 TORCH = {
     "variants": {
@@ -54,7 +55,7 @@ def test_skipped_and_reference_variants_are_no_rivals() -> None:
 def test_without_ours_nothing_is_judged() -> None:
     row = compare(ROWS["bert-1x32"], TORCH, {"skipped": "broke"})
     assert row["met"] is None
-    assert row["skipped"] == {"ours": "broke"}
+    assert row["skipped"] == {"ours": "broke", "pytorch fp16 torch.compile": "no compiler"}
 
 
 def test_a_rival_that_serves_nobody_in_time_is_infinitely_worse() -> None:
@@ -130,19 +131,32 @@ def test_the_table_names_variants_verdicts_parity_and_what_was_left_out() -> Non
     ]
     assert drawn[4:] == [
         "parity of bert-1x32 with PyTorch fp32: relative error 0.00123",
+        "bert-1x32: pytorch fp16 torch.compile left out: no compiler",
         "build-cache: ours left out: no GPU",
     ]
 
 
-def test_one_engine_told_flat_is_a_variant() -> None:
-    flat = {"row": "bert-1x32", "variant": "fp16", "p50_ms": 0.4, "tried": {"a": 1}, "digits": None}
-    told = table.with_variants(flat)
-    assert told["variants"] == {"fp16": {"p50_ms": 0.4}}
-    assert told["tried"] == {"a": 1}
-    assert compare(ROWS["bert-1x32"], TORCH, told)["met"] is True
-    assert table.with_variants({"in_flight": 0})["variants"] == {"engine": {"in_flight": 0}}
-    for untouched in ({"skipped": "no GPU"}, ours(p50_ms=1.0)):
-        assert table.with_variants(untouched) == untouched
+def test_the_last_line_stays_short_whatever_went_wrong() -> None:
+    torch = {"variants": {**TORCH["variants"], **{f"variant {n}": {"skipped": "why " * 100} for n in range(8)}}}
+    rows = [
+        compare(row, torch, {**ours(p50_ms=0.4, p90_ms=0.51234567), "skipped": "x" * 5000}, {"relative_error": 0.01})
+        for row in ROWS.values()
+    ]
+    report = {"host": {"gpu": "NVIDIA H100"}, "versions": {"torch": "2.11"}, "limits": {}, "rows": rows, "children": {}}
+    line = table.brief(report)
+    assert len(line) <= table.BRIEF
+    told = json.loads(line)["rows"]["bert-1x32"]
+    assert told["ours"] == ["plan", 0.4]
+    assert told["more"] == {"p90_ms": 0.5123}
+    assert (told["times_native"], told["met"]) == (10.0, True)
+    short = json.loads(table.brief({**report, "rows": rows[:1]}))["rows"]["bert-1x32"]
+    assert short["parity"] == {"relative_error": 0.01}
+    assert short["skipped"]["ours"].startswith("xxx")
+
+
+def test_points_of_top1_are_shown() -> None:
+    row = compare(ROWS["efficientnet-32"], TORCH, ours(per_second=80_000.0, top1_drop=0.25))
+    assert any("0.25 points of top-1" in line for line in lines([row]))
 
 
 def test_every_row_has_a_unit_and_a_name_of_its_own() -> None:

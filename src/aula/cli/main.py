@@ -18,6 +18,7 @@ from aula.cli.export import export
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
+from aula.cli.simulate import simulate
 
 EXIT_CODES = """\b
 Exit codes:
@@ -32,6 +33,7 @@ Exit codes:
   8   a language that nothing here hears, reads or speaks
   9   storage: no permission, no space, a damaged library
   10  the deadline passed
+  11  too busy: refused before it was tried
   130 interrupted (Ctrl-C)
 """
 
@@ -52,7 +54,21 @@ def cli() -> None:
     """
 
 
-for command in (ask, course, doctor, demo, build, inspect, verify_bundle, bundle, pull, export, bench, remove):
+for command in (
+    ask,
+    course,
+    doctor,
+    demo,
+    build,
+    inspect,
+    verify_bundle,
+    bundle,
+    pull,
+    export,
+    bench,
+    simulate,
+    remove,
+):
     # click keeps the help option of whoever is asked first, alone or as a part of the group.
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     cli.add_command(command)

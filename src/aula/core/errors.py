@@ -28,7 +28,8 @@
     ├── NothingHeardError          silence, noise, or words nobody could make out    exit 7
     ├── UnsupportedLanguageError   no rung hears, reads or speaks the language       exit 8
     ├── StorageError               no permission, no space, a damaged library        exit 9
-    └── DeadlineError              the work could not be finished in time            exit 10
+    ├── DeadlineError              the work could not be finished in time            exit 10
+    └── OverloadError              refused before it was tried; asking later helps   exit 11
 
 Anything else that escapes is a defect of ours: the command line reports it as such with exit code 1.
 An interrupt (Ctrl-C) ends with 130, as shells expect.
@@ -166,3 +167,14 @@ class StorageError(AulaError):
 
 class DeadlineError(AulaError):
     exit_code = 10
+
+
+class OverloadError(AulaError):
+    """Nothing failed: `reason` is one of the scheduler's few, `retry_after_s` seconds from now."""
+
+    exit_code = 11
+
+    def __init__(self, what: str, *, reason: str, retry_after_s: float, next_step: str) -> None:
+        super().__init__(what, next_step=next_step)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
