@@ -37,8 +37,9 @@ FORMS = {
 }
 START = (308, 17, 42, 5)
 PROMPTS = (START, (*START, 9), (*START, 9, 10, 11), (308, 20, 43, 5, 30, 31, 32, 33))
-TIE = 0.2
-"""Logits that lie nearer to each other than this may change places in half precision: their spread is about 8."""
+TIE = 0.05
+"""Logits that lie nearer to each other than this may change places in half precision; their spread is about 4. With
+this seed none does."""
 
 
 @dataclass(frozen=True)
