@@ -37,8 +37,9 @@ FORMS = {
 }
 START = (308, 17, 42, 5)
 PROMPTS = (START, (*START, 9), (*START, 9, 10, 11), (308, 20, 43, 5, 30, 31, 32, 33))
-TIE = 0.2
-"""Logits that lie nearer to each other than this may change places in half precision: their spread is about 8."""
+TIE = 0.05
+"""Logits that lie nearer to each other than this may change places in half precision; their spread is about 4. With
+this seed none does."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,33 @@ def test_how_likely_each_token_was_is_kept_beside_it(steps: Steps) -> None:
     assert (state["likely"][:, 4:8] < 0).all()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("form", [whisper_gpu.FEW, whisper_gpu.MANY], ids=["few", "many"])
+def test_what_must_not_be_written_first_or_ever_is_not(small: Small, form: StepForm, at_once: bool) -> None:
+    """Each row's likeliest first token is forbidden there, and one that comes later everywhere."""
+    free = [small.greedy(row, START, 5) for row in range(ROWS)]
+
+    def steering(first: set[int]) -> Small:
+        config = replace(small.config, suppressed_first=tuple(sorted(first)), suppressed=(free[0][1],))
+        return replace(small, config=config, reference=WhisperReference(config, lambda: small.weights))
+
+    first = {text[0] for text in free}
+    then = [steering(first).greedy(row, START, 5) for row in range(ROWS)]
+    # What comes later anyway is forbidden first too, which changes nothing.
+    steered = steering(first | {token for text in then for token in text[1:]} - {text[0] for text in then})
+    steps, prompts = Steps(steered, form), [START] * ROWS
+    state, given = steps.fresh(prompts), steps.given(prompts)
+    for count in [whisper_gpu.PROMPT] if at_once else [1] * whisper_gpu.PROMPT:
+        state = steps.go(state, given, count)
+    for _ in range(4):
+        state = steps.go(state, given)
+    texts = [text[4:9] for text in state["text"].tolist()]
+    assert texts == [steered.greedy(row, START, 5) for row in range(ROWS)]
+    assert all(text[0] not in steered.config.suppressed_first for text in texts)
+    assert all(free[0][1] not in text for text in texts)
+    assert any(set(text[1:]) & set(steered.config.suppressed_first) for text in texts), "later it may come"
+
+
 def test_a_row_hears_only_what_is_its_own(steps: Steps) -> None:
     """Beyond `heard` may lie whatever an earlier utterance left."""
     prompts = [START] * ROWS
@@ -340,10 +368,15 @@ def opened(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return open_form
 
 
-def test_forms_of_the_same_sizes_are_different_bundles(small: Small, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    keys = {_bundle(small, form, store, rows=1).manifest.key for form in (FORMS["one row"], FORMS["summed in pieces"])}
-    assert len(keys) == 2
+def test_forms_of_the_same_sizes_are_built_apart_and_what_they_share_once(small: Small, tmp_path: Path) -> None:
+    names = ("one row", "summed in pieces", "stacked in pieces", "many rows")
+    built = [_bundle(small, FORMS[name], Store(tmp_path), rows=1) for name in names]
+    decoders, encoders = (
+        [bundle.engine(part, "sm90").plans.values() for bundle in built] for part in ("decoder", "encoder")
+    )
+    assert len({digest for plans in decoders for digest in plans}) == 2 * len(names)
+    assert len({digest for plans in encoders for digest in plans}) == 3
+    assert list(encoders[0]) == list(encoders[1])
 
 
 def _gaps(small: Small, row: int, text: Sequence[int], prompt: Sequence[int]) -> list[float]:

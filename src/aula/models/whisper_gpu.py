@@ -58,7 +58,7 @@ def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Rec
         low_borders=low_borders(config, form),
         half_tolerance=5e-2,
         rows="rows",
-        spelling=repr(form),
+        spelling="stacked" if form.stacked else "",
     )
 
 
