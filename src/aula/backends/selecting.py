@@ -1,5 +1,6 @@
 """Several engines of one graph as one session: each run goes to the engine with the least room that still holds it."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
@@ -60,8 +61,9 @@ class SelectingSession(Session):
         return self._sessions[profile]
 
     def _close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
+        with contextlib.ExitStack() as closing:  # one that fails keeps no other open
+            for session in self._sessions.values():
+                closing.callback(session.close)
 
     def _shared(self, name: str, place: int, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
         limits = [bounds.get(name, ()) for bounds in self._bounds.values()]

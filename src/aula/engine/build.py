@@ -299,7 +299,9 @@ class _Job:
             # Plans are for one kind of card; the processor only prepares them.
             machine = [options.target, card.name, card.capability, card.driver, asdict(options.plans)]
             evidence += [recipe.half_tolerance, recipe.low_borders, recipe.spelling]
-            versions = {"tensorrt": self._workshop.version}
+            makers = {"nncf", "onnx"} if "int8" in options.lower else {"onnx"}
+            versions = {name: version for name, version in versions.items() if name in makers}
+            versions["tensorrt"] = self._workshop.version
         identity = [
             BUILDER,
             recipe.name,
