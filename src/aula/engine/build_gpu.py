@@ -67,6 +67,7 @@ def build_part_for_gpu(
         best = choose(recipe, candidates)
         chosen = next(trial for trial in trials if trial.precision == best.precision)
         stored = store_plans(chosen, store)
+        written = size_of(part.written, recipe)
         restored = {trial.precision: trial.restored for trial in trials}
         return TargetEngine(
             backend="tensorrt",
@@ -75,7 +76,7 @@ def build_part_for_gpu(
             threads=threads,
             machine=processor(),
             files=stored.files,
-            graph=size_of(part.written, recipe),
+            graph=chosen.shipped or written,
             gate=gate_of(task, 0.0 if reference is None else reference, most_drop),
             quantisation=quantisation_of(
                 [_with_restored(variant, restored.get("int8", ())) for variant in variants], calibration
@@ -85,7 +86,7 @@ def build_part_for_gpu(
             profiles=profiles,
             states=recipe.states,
             dynamic_quantisation=None,
-            written=size_of(part.written, recipe),
+            written=written,
             device=Device(
                 name=workshop.card.name,
                 capability=workshop.card.capability,

@@ -19,7 +19,7 @@ from aula.backends.selecting import SelectingSession
 from aula.backends.session import Session
 from aula.core.errors import VerificationError
 from aula.engine.bundle import session_options
-from aula.engine.choice import input_axes
+from aula.engine.choice import input_axes, size_of
 from aula.engine.dialect import for_tensorrt, specialise
 from aula.engine.files import file_digest, write_file
 from aula.engine.gpu_trial import GpuProver, GpuTrial
@@ -99,9 +99,7 @@ class GpuPart:
                 # All profiles compute the same: where a later one cannot bear a layer, the earlier are built again.
                 place = place + 1 if trial.restored == known or place == 0 else 0
             self._prove(trial, reference)
-        except UnbuildableError as refusal:
-            trial.rejected = refusal.what
-        except VerificationError as refusal:
+        except (UnbuildableError, VerificationError) as refusal:
             trial.rejected = refusal.what
         return trial
 
@@ -162,7 +160,10 @@ class GpuPart:
             if precision != "fp32":
                 graph = lower_precision(graph, precision, GPU_ISLANDS, borders=self.recipe.low_borders)
         fixed = {name: size.least for name, size in profile.sizes.items() if size.least == size.greatest}
-        return for_tensorrt(specialise(graph, fixed))
+        special = specialise(graph, fixed)
+        if profile is self.recipe.profiles[0]:
+            trial.shipped = size_of(special, self.recipe)
+        return for_tensorrt(special)
 
     def _prove(self, trial: GpuTrial, reference: float | None) -> None:
         # 2. Numbers, time and layers at every profile, in the session that will serve it.

@@ -1,7 +1,7 @@
 """A precision on a GPU: what was found of its plans, and the proof that builder and `aula verify` share."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from aula.backends.session import Session
 from aula.core.errors import BackendError
 from aula.engine import gpu_proof as proof
 from aula.engine.gpu_proof import OnDevice
-from aula.engine.manifest import Candidate, Inspection
+from aula.engine.manifest import Candidate, GraphSize, Inspection
 from aula.engine.passes import simplify
 from aula.engine.recipe import Profile, Recipe
 
@@ -26,16 +26,13 @@ class GpuTrial:
     weights: dict[str, Path] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     inspection: dict[str, Inspection] = field(default_factory=dict)
+    shipped: GraphSize | None = None
     restored: tuple[str, ...] = ()
     error: float | None = None
     metric: float | None = None
     rejected: str | None = None
 
     def candidate(self, version: str) -> Candidate:
-        layers: dict[str, int] = {}
-        for told in self.inspection.values():
-            for name, count in told.precisions.items():
-                layers[name] = layers.get(name, 0) + count
         finite = self.error is not None and np.isfinite(self.error)
         return Candidate(
             backend="tensorrt",
@@ -44,7 +41,7 @@ class GpuTrial:
             milliseconds=dict(self.milliseconds),
             relative_error=self.error if finite else None,
             metric=self.metric,
-            layers=layers,
+            layers=_counted(self),
             rejected=self.rejected,
         )
 
@@ -105,7 +102,7 @@ def _milliseconds(session: Session, recipe: Recipe, profile: Profile) -> float:
     return round(statistics.median(session.device_milliseconds(proof.TIMED_RUNS)), 4)
 
 
-def _counted(trial: GpuTrial) -> Mapping[str, int]:
+def _counted(trial: GpuTrial) -> dict[str, int]:
     counts: dict[str, int] = {}
     for told in trial.inspection.values():
         for name, count in told.precisions.items():

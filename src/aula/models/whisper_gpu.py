@@ -19,16 +19,12 @@ from aula.engine.recipe import Arrays, Profile, Recipe, Size
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_graphs import write_encoder
+from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_stepper import NEXT, StepForm, low_borders, stepper_states, write_stepper
 
-__all__ = ["FEW", "GPU_ROWS", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
+__all__ = ["FEW", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
 
-GPU_ROWS = 64
-"""Utterances that one run serves on a GPU, where many come at once."""
-SLOTS = 64
-POSITIONS = 250
-FRAMES_A_POSITION = 2
 PROMPT = 4
 """Start, language, task, no timestamps: read at once. Longer prompts are read on, token by token."""
 FEW, MANY = StepForm(), StepForm(stacked=True, low_caches=True)
