@@ -77,10 +77,11 @@ class Cuda:
         """One call of the runtime; its result without the error code, None, one value or a tuple."""
         error, *values = getattr(self._rt, name)(*arguments)
         if int(error) != 0:
-            raise self._failure(name, int(error))
+            raise self.failure(name, int(error))
         return None if not values else values[0] if len(values) == 1 else tuple(values)
 
-    def _failure(self, name: str, code: int) -> BackendError:
+    def failure(self, name: str, code: int) -> BackendError:
+        """What a call that answered `code` means."""
         text = str(code)
         told = self._rt.cudaGetErrorString(self._code(code))
         if int(told[0]) == 0:
