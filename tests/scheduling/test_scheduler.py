@@ -109,8 +109,8 @@ def test_a_callable_that_gives_too_few_values_or_raises_is_a_failure_and_no_sile
     def start(_batch: object) -> None:
         raise OSError("no such worker")
 
-    scheduler = Scheduler(start, CostTable(COSTS), house.clock)
-    assert scheduler.submit("a", "question", 1).state is State.FAILED
+    scheduler = Scheduler(start, (house.route,), house.clock)
+    assert scheduler.submit(house.route, "a", "question", 1).state is State.FAILED
 
 
 def test_cancelling_while_it_waits_and_while_it_runs() -> None:
@@ -128,7 +128,7 @@ def test_whoever_hears_of_an_end_may_submit_again_at_once() -> None:
     house = House()
     house.submit()
     again: list[Ticket] = []
-    ticket = house.scheduler.submit("a", "question", 1, on_done=lambda _: again.append(house.submit("a")))
+    ticket = house.scheduler.submit(house.route, "a", "question", 1, on_done=lambda _: again.append(house.submit("a")))
     house.scheduler.cancel(ticket)
     house.end()
     assert again[0].state is State.RUNNING
@@ -150,9 +150,9 @@ def test_bad_input_is_said_and_counted_nowhere() -> None:
     house = House()
     for tier, size, deadline in (("exam", 1, None), ("question", 9, None), ("question", 0, None)):
         with pytest.raises(InputError):
-            house.scheduler.submit("a", tier, size, deadline)
+            house.scheduler.submit(house.route, "a", tier, size, deadline)
     with pytest.raises(InputError):
-        house.scheduler.submit("a", "question", 1, math.nan)
+        house.scheduler.submit(house.route, "a", "question", 1, math.nan)
     assert house.scheduler.statistics().submitted == 0
     assert house.submit(within=-1.0).state is State.REFUSED
     assert house.submit(within=3e7).state is State.RUNNING

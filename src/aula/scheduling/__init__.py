@@ -7,5 +7,7 @@ fairness   virtual time between tenants, charged in device milliseconds
 queue      tiers with least shares; earliest deadline inside a tenant
 batching   what an idle worker takes
 ladder     which rung serves: breakers, canaries, overrides
+routes     a way through a ladder, and its costs
+workers    what runs where, and when there is room
 scheduler  joins them
 """

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aula.core.errors import SettingsError
-from aula.scheduling.costs import CostTable
 from aula.scheduling.queue import Queue
 from aula.scheduling.tickets import Reason, Refusal, Ticket
 
@@ -106,14 +105,13 @@ class Quotas:
             del self._accounts[idle]
 
 
-def predicted_finish_s(
-    ticket: Ticket, queue: Queue, costs: CostTable, rung: str, workers: int, free_in_s: float
-) -> float:
+def predicted_finish_s(ticket: Ticket, queue: Queue, rung: str, workers: int, free_in_s: float) -> float:
     """Seconds from now until the ticket would be answered, if the load stays as it is.
 
     A tenant waits for the whole tier, or, where others wait with more, only for its own fair part of it: somebody
     inside its share is let in however long a greedy neighbour's queue has become. `free_in_s` is when a worker is.
     """
+    costs = ticket.route.costs
     tier = queue.tiers[ticket.tier]
     fair = tier.fair
     weight = fair.weight(ticket.tenant)
@@ -121,7 +119,7 @@ def predicted_finish_s(
     own = tier.tenant_backlog_ms.get(ticket.tenant, 0.0) * active / weight
     before_ms = min(tier.backlog_ms, own) / queue.share_now(ticket.tier)
     wait_ms = before_ms / workers
-    batch = min(tier.lane_length((ticket.bucket, ticket.below)) + 1, costs.most(rung, ticket.bucket))
+    batch = min(tier.lane_length(ticket.lane) + 1, costs.most(rung, ticket.bucket))
     # While work waits, batches are full, and this one starts behind another.
     if wait_ms > 0:
         batch = costs.most(rung, ticket.bucket)

@@ -27,16 +27,20 @@ class CostTable:
             raise SettingsError("a cost table needs an engine, and each engine a bucket", next_step="measure one batch")
         self.buckets = tuple(sorted({bucket for buckets in measured.values() for bucket in buckets}))
         self._cells: dict[tuple[str, int], list[float]] = {}
-        for engine, buckets in measured.items():
-            if tuple(sorted(buckets)) != self.buckets:
-                raise SettingsError(
-                    f"engine {engine!r} has other buckets than the rest of its ladder",
-                    available=[str(bucket) for bucket in self.buckets],
-                    next_step="build every rung with the same profiles",
-                )
-            for bucket, batches in buckets.items():
-                self._cells[engine, bucket] = _between(engine, batches)
         self.engines = tuple(measured)
+        for engine, buckets in measured.items():
+            self.replace(engine, buckets)
+
+    def replace(self, engine: str, buckets: Mapping[int, Mapping[int, float]]) -> None:
+        """The engine was loaded, and so measured anew."""
+        if tuple(sorted(buckets)) != self.buckets:
+            raise SettingsError(
+                f"engine {engine!r} has other buckets than the rest of its ladder",
+                available=[str(bucket) for bucket in self.buckets],
+                next_step="build every rung with the same profiles",
+            )
+        for bucket, batches in buckets.items():
+            self._cells[engine, bucket] = _between(engine, batches)
 
     def bucket_of(self, size: int) -> int:
         """The least bucket that holds `size`."""
@@ -69,6 +73,8 @@ class CostTable:
         if not (math.isfinite(took_ms) and took_ms >= 0.0):
             return
         cells = self._cells[engine, bucket]
+        if batch > len(cells):
+            return  # it was measured anew meanwhile, by an engine that takes fewer at once
         expected = cells[batch - 1]
         cells[batch - 1] += LEARNING * (min(took_ms, OUTLIER * expected) - expected)
 

@@ -7,7 +7,7 @@ can serve: a slow answer is better than none. Failures open the last one too, si
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -72,7 +72,7 @@ class _Rung:
 
 
 class Ladder:
-    """Rungs by name, best first."""
+    """Rungs by name, best first. `workers` says where each runs; without it all share one kind of worker."""
 
     def __init__(
         self,
@@ -80,11 +80,13 @@ class Ladder:
         clock: Clock,
         policy: Policy | None = None,
         on_change: Callable[[Change], None] | None = None,
+        workers: Mapping[str, str] | None = None,
     ) -> None:
         if not rungs or len(set(rungs)) != len(rungs):
             raise SettingsError(f"rungs must have names of their own: {list(rungs)}", next_step="name each once")
         self.names = tuple(rungs)
         self.changes: deque[Change] = deque(maxlen=256)
+        self.worker_of = {name: (workers or {}).get(name, "") for name in rungs}
         self._clock = clock
         self._policy = policy or Policy()
         self._rungs = {name: _Rung(name, self._policy) for name in rungs}
@@ -101,6 +103,10 @@ class Ladder:
     def usable(self, name: str) -> bool:
         """An operator's override names the one rung that serves, whatever its breaker says."""
         return name == self._override if self._override is not None else self._rungs[name].state is Breaker.CLOSED
+
+    @property
+    def overridden(self) -> str | None:
+        return self._override
 
     def state(self, name: str) -> Breaker:
         return self._rungs[name].state
@@ -138,11 +144,12 @@ class Ladder:
         if pressed and self._lower_serves(name):
             self._open(rung, Cause.MEMORY)
 
-    def due_canary(self) -> str | None:
-        """The rung that wants one now; asking is taking."""
+    def due_canary(self, idle: Callable[[str], bool] | None = None) -> str | None:
+        """The rung that wants one now, and whose worker is idle; asking is taking."""
         now = self._clock.now()
         for rung in self._rungs.values():
-            if rung.state is Breaker.OPEN and rung.canary_at <= now and not rung.pressed:
+            due = rung.state is Breaker.OPEN and rung.canary_at <= now and not rung.pressed
+            if due and (idle is None or idle(self.worker_of[rung.name])):
                 rung.canary_at = math.inf
                 return rung.name
         return None
