@@ -24,6 +24,7 @@ class Cause(StrEnum):
     FAILURES = "failures"
     DEADLINES = "deadlines"
     LOAD = "load"
+    HUNG = "hung"
     MEMORY = "memory"
     CANARIES = "canaries"
     OVERRIDE = "override"
@@ -136,6 +137,10 @@ class Ladder:
 
     def load_failed(self, name: str) -> None:
         self._open(self._rungs[name], Cause.LOAD)
+
+    def hung(self, name: str) -> None:
+        """It did not come back. Three such waits would be two too many."""
+        self._open(self._rungs[name], Cause.HUNG)
 
     def memory(self, name: str, *, pressed: bool) -> None:
         """The device is nearly full, or no longer; while it is, no canary is sent."""

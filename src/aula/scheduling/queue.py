@@ -1,7 +1,7 @@
 """Who is next: tiers by least share, tenants by fairness, and inside a tenant the earliest deadline.
 
-A lane holds what can share a batch: one tier, one route, one bucket, the same rungs left to try. Nothing is dug out of a
-heap: a cancelled ticket, or a tenant whose virtual time has moved on, is noticed when it comes up.
+A lane holds what can share a batch: one tier, one route, one bucket, the same rungs left to try. Nothing is dug
+out of a heap: a cancelled ticket, or a tenant whose virtual time has moved on, is noticed when it comes up.
 """
 
 import heapq

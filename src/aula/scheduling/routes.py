@@ -13,13 +13,15 @@ class Route:
     """A way through a ladder. Requests share a batch only where they share a route.
 
     `only` names the rungs that may serve: those that know the language, or the one that holds a stream.
-    Several routes may go through one ladder, and then share its breakers.
+    Several routes may go through one ladder, and then share its breakers. `pinned`: a stream lives there, so that
+    its rung goes on serving it whatever the breaker or an override says.
     """
 
     name: str
     ladder: Ladder
     costs: CostTable
     only: frozenset[str] | None = None
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.rungs) - set(self.costs.engines):
@@ -35,7 +37,7 @@ class Route:
 
     def admits(self, name: str) -> bool:
         """Whether the rung may serve, and is in order."""
-        return (self.only is None or name in self.only) and self.ladder.usable(name)
+        return (self.only is None or name in self.only) and (self.pinned or self.ladder.usable(name))
 
     def choose(self, below: int = 0, fits: Callable[[str], bool] | None = None) -> str | None:
         """The best rung that is in order and quick enough, from index `below` of the ladder on."""

@@ -190,17 +190,22 @@ class Scheduler:
         """Would it be in time on any rung?"""
         route = ticket.route
         soonest = math.inf
+        idle: list[str] = []
         for name in route.ladder.names:
             if route.admits(name):
                 worker = route.ladder.worker_of[name]
                 ticket.unit_ms = route.costs.unit(name, ticket.bucket)
                 free_in_s = self.workers.free_in_s(worker, now)
+                if free_in_s == 0.0 and not self.queue.tiers[ticket.tier].length:
+                    idle.append(name)
                 wait = predicted_finish_s(ticket, self.queue, name, self.workers.capacity[worker], free_in_s)
                 if now + wait <= ticket.deadline:
                     return None
                 soonest = min(soonest, wait)
         if soonest == math.inf:
             return self._no_rung(route.ladder, now)
+        for name in idle:
+            route.costs.relax(name, ticket.bucket)
         # As much later as it would be late, and never "at once".
         return Refusal(Reason.PREDICTED_LATE, max(0.001, min(soonest, now + soonest - ticket.deadline)))
 
@@ -258,6 +263,19 @@ class Scheduler:
         """Out of the queue before anybody hears of it: whoever hears may submit again at once."""
         ticket.state = State.RUNNING
         self.queue.tiers[ticket.tier].leave(ticket)
+
+    def give_up(self, batch: Batch, error: Exception) -> None:
+        """The rung could not be loaded for a reason that somebody can mend: said at once, hidden by no other rung."""
+        self._ends(batch)
+        if batch.is_canary:
+            batch.route.ladder.canary(batch.rung, good=False)
+        else:
+            self._pay(batch, 0.0)
+        for ticket in batch.tickets:
+            if ticket.state is State.RUNNING:
+                ticket.error = error
+                self._end(ticket, State.FAILED)
+        self._pump()
 
     def _ends(self, batch: Batch) -> None:
         if not self.workers.end(batch):
