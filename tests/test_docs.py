@@ -42,6 +42,11 @@ def render_settings() -> str:
         "# Settings\n\nWritten by `make docs` from the program itself. Weakest first: the default, `aula.toml` in the\n"
         "user's configuration folder, `aula.toml` in the working folder, the environment, an option of the command.\n\n"
         '```toml\n# aula.toml\ncourse = "mechanics-zh"\n\n[speech]\nwords_per_minute = 150\n```\n\n'
+        "`tenants.file` names a TOML file with a table for each tenant that is to have more or less than others;\n"
+        "whatever a table leaves out is not limited:\n\n"
+        "```toml\n[class-5b]\nrate = 5.0                  # requests a second\nburst = 20\n"
+        "concurrency = 40            # requests in flight\ndevice_ms_a_minute = 20000\n"
+        "weight = 2.0                # twice an ordinary class's part when classes wait\n```\n\n"
         "| setting | environment | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

@@ -126,6 +126,7 @@ class Runtime:
         self._alarm = Alarm(self.clock)
         rules = rules or Rules()
         rungs = rules.in_order(rungs)
+        self._rules = rules
         self._threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
         self._groups: dict[Capability, Group] = {}
         quotas = Quotas(rules.quotas, rules.usual)
@@ -156,6 +157,7 @@ class Runtime:
         """
         with self._counted():
             _check(context)
+            self._rules.check(context.tenant)
             if context.deadline is not None and self.clock.now() >= context.deadline:
                 raise DeadlineError(
                     f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
@@ -418,4 +420,5 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
         ],
         clock,
         stopping,
+        Rules.from_settings(settings),
     )
