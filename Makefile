@@ -13,7 +13,7 @@ help:
 	@echo "make test     install the development tools and run every test"
 	@echo "make lint     formatting, lint rules and types, changing nothing"
 	@echo "make format   write files in the house format"
-	@echo "make docs     write the generated pages (docs/cli.md, docs/settings.md) anew"
+	@echo "make docs     write the generated pages (docs/cli.md, docs/metrics.md, docs/settings.md) anew"
 	@echo "make bench    measure the turn on this machine"
 	@echo "make lock     resolve the locked requirements anew"
 	@echo "make clean    remove .venv and caches"

@@ -11,6 +11,7 @@ import pytest
 
 from aula.cli.main import cli
 from aula.core.settings import TABLE
+from aula.core.telemetry import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
@@ -51,7 +52,20 @@ def render_settings() -> str:
     )
 
 
-PAGES = {"docs/cli.md": render_cli, "docs/settings.md": render_settings}
+def render_metrics() -> str:
+    """docs/metrics.md: the table of metrics."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for metric in METRICS
+    ]
+    return (
+        "# Metrics\n\nWritten by `make docs` from the program itself. `Runtime.metrics()` gives them as text for\n"
+        "Prometheus; times are in seconds. [operations.md](operations.md) explains the alerts that stand on them.\n\n"
+        "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+PAGES = {"docs/cli.md": render_cli, "docs/metrics.md": render_metrics, "docs/settings.md": render_settings}
 
 
 def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -115,7 +129,7 @@ def test_the_tree_in_the_readme_is_the_one_on_disk(document: str) -> None:
     assert drawn == on_disk
 
 
-@pytest.mark.parametrize("document", [*WRITTEN, "CHANGELOG.md", "requirements/README.md"])
+@pytest.mark.parametrize("document", [*WRITTEN, "CHANGELOG.md", "requirements/README.md", "docs/operations.md"])
 def test_links_to_files_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -29,19 +29,34 @@ from aula.core.errors import (
     UnsupportedLanguageError,
 )
 from aula.core.settings import Settings
+from aula.core.telemetry import (
+    BREAKER_OPEN,
+    IN_FLIGHT,
+    MEMORY_TOTAL,
+    MEMORY_USED,
+    QUEUED,
+    REFUSALS,
+    REQUEST_SECONDS,
+    REQUESTS,
+    RUNG_CHANGES,
+    TENANT_SHARE,
+    Telemetry,
+)
 from aula.core.types import Capability, Context, DetectRequest, Outcome, RungInfo, SpeakRequest, TranscribeRequest
 from aula.engine.precision import Progress
 from aula.scheduling.admission import Quotas
-from aula.scheduling.ladder import Change
+from aula.scheduling.ladder import Breaker, Change
 from aula.scheduling.scheduler import SchedulerStatistics
 from aula.scheduling.tickets import Reason, State, Ticket
 from aula.serving.alarm import Alarm
 from aula.serving.group import Group
 from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
+from aula.serving.memory import read_memory
 from aula.serving.places import Place, Rung, no_rung
 from aula.serving.rules import Rules, groups_of
 from aula.serving.tasks import DETECT, EMBED, SPEAK, TRANSCRIBE, UNDERSTAND, Task
 from aula.serving.threads import WorkerThread
+from aula.serving.usage import Usage
 
 __all__ = [
     "LiveDetection",
@@ -121,6 +136,8 @@ class Runtime:
         called in the loop's thread and must not raise."""
         self.clock = clock or SystemClock()
         self.events: deque[RungChanged] = deque(maxlen=256)
+        self.telemetry = Telemetry()
+        self._usage = Usage(self.clock)
         self._stopping = stopping or threading.Event()
         self._on_event = on_event
         self._alarm = Alarm(self.clock)
@@ -132,7 +149,7 @@ class Runtime:
         quotas = Quotas(rules.quotas, rules.usual)
         for members in groups_of(rungs):
             places = [Place(rung, self._threads[rung.worker]) for rung in members]
-            group = Group(places, self.clock, self._alarm, quotas, rules, self._changed)
+            group = Group(places, self.clock, self._alarm, quotas, rules, self.telemetry, self._usage, self._changed)
             self._groups.update(dict.fromkeys(group.ladders, group))
         self._order = [(rung.info.capability, rung.info.name) for rung in rungs]
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "cancelled"), 0)
@@ -155,7 +172,7 @@ class Runtime:
         DeadlineError without one: it was left behind a second after its deadline. InputError for a context or a
         payload that cannot be; else the errors that belong to the request itself.
         """
-        with self._counted():
+        with self._counted(capability, context):
             _check(context)
             self._rules.check(context.tenant)
             if context.deadline is not None and self.clock.now() >= context.deadline:
@@ -181,7 +198,7 @@ class Runtime:
                 error = await self._groups[place.capability].load(place)
             except (SettingsError, StorageError) as told:
                 error = told
-                place.broke(told, loading=True)
+                place.broke(told)
             reports.append(RungReport(place.rung.info, 1000 * (self.clock.now() - start), error))
         return reports
 
@@ -204,9 +221,32 @@ class Runtime:
             )
             for place in self._places()
         )
-        in_flight = 2 * self._counts["submitted"] - sum(self._counts.values())
+        in_flight = self._in_flight
         schedulers = tuple(group.scheduler.statistics() for group in dict.fromkeys(self._groups.values()))
         return RuntimeStatistics(**self._counts, in_flight=in_flight, rungs=rungs, schedulers=schedulers)
+
+    def metrics(self) -> str:
+        """Every figure of docs/metrics.md in Prometheus' text format. Call it in the loop's thread."""
+        telemetry = self.telemetry
+        for place in self._places():
+            is_open = self._groups[place.capability].ladders[place.capability].state(place.name) is Breaker.OPEN
+            telemetry.set(BREAKER_OPEN, place.capability, place.name, to=float(is_open))
+        telemetry.clear(QUEUED)
+        for group in dict.fromkeys(self._groups.values()):
+            for tier in group.scheduler.queue.tiers.values():
+                telemetry.add(QUEUED, tier.name, by=tier.length)
+        telemetry.set(IN_FLIGHT, to=self._in_flight)
+        telemetry.clear(TENANT_SHARE)
+        for tenant, share in self._usage.shares().items():
+            telemetry.set(TENANT_SHARE, tenant, to=share)
+        for memory in read_memory():
+            telemetry.set(MEMORY_USED, memory.device, to=memory.used)
+            telemetry.set(MEMORY_TOTAL, memory.device, to=memory.total)
+        return telemetry.text()
+
+    @property
+    def _in_flight(self) -> int:
+        return 2 * self._counts["submitted"] - sum(self._counts.values())
 
     async def close(self) -> None:
         """Close every model in its own thread, then end the threads. A load that is under way is told to stop, and
@@ -305,25 +345,32 @@ class Runtime:
     def _changed(self, capability: Capability, change: Change) -> None:
         event = RungChanged(change.moment, capability, change.rung, str(change.state), str(change.cause))
         self.events.append(event)
+        self.telemetry.add(RUNG_CHANGES, capability, change.rung or "", change.cause)
         if self._on_event is not None:
             self._on_event(event)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, capability: Capability, context: Context) -> Iterator[None]:
         """However it ends, it ends once."""
         self._counts["submitted"] += 1
         end = "failed"
+        start = self.clock.now()
         try:
             yield
             end = "answered"
         except AulaError as error:
-            end = "failed" if error.reason is None else "refused"
+            if error.reason is not None:
+                end = "refused"
+                self.telemetry.add(REFUSALS, error.reason)
             raise
         except asyncio.CancelledError:
             end = "cancelled"
             raise
         finally:
             self._counts[end] += 1
+            self.telemetry.add(REQUESTS, str(capability), end)
+            if end == "answered":
+                self.telemetry.observe(REQUEST_SECONDS, self.clock.now() - start, capability, context.tier)
 
 
 def _work(capability: Capability, payload: Any, context: Context) -> tuple[Task, list[tuple[int, Any]]]:

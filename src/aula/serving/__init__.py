@@ -7,5 +7,7 @@ costs    what a model costs, measured when it is loaded
 rules    what an operator decides
 group    rungs that share workers, and the scheduler before them
 live     streams, whose every chunk waits its turn
+usage    who used how much of late
+memory   what is in use on the host and its GPUs
 alarm    what happens at a moment of the clock
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 from aula.core.clock import Clock
 from aula.core.errors import AulaError, BackendError, EngineError, SettingsError, StorageError
+from aula.core.telemetry import BATCH_SIZE, DEVICE_SECONDS, LATE, LOADS, SERVED, TASK_SECONDS, Telemetry
 from aula.core.types import Capability, Context
 from aula.scheduling.admission import Quotas
 from aula.scheduling.batching import Batch
@@ -29,6 +30,7 @@ from aula.serving.places import Place, Unloadable
 from aula.serving.rules import Rules
 from aula.serving.tasks import TASKS, Task, attempt, canary
 from aula.serving.threads import WorkerThread, tell
+from aula.serving.usage import Usage
 
 GRACE_S = 1.0
 """Late answers are still given so long after the deadline; then the caller is told, and the work is left behind."""
@@ -65,12 +67,16 @@ class Group:
         alarm: Alarm,
         quotas: Quotas,
         rules: Rules,
+        telemetry: Telemetry,
+        usage: Usage,
         on_change: Callable[[Capability, Change], None],
     ) -> None:
         self.places = {(place.capability, place.name): place for place in places}
         self._clock = clock
         self._alarm = alarm
         self._armed = math.inf
+        self._telemetry = telemetry
+        self._usage = usage
         self._tasks: dict[Route, Task | None] = {}
         self._routes: dict[tuple[Task, frozenset[str] | None, bool], Route] = {}
         self._costs: dict[tuple[Capability, Task], CostTable] = {}
@@ -167,7 +173,7 @@ class Group:
         try:
             self._loaded(place, await place.thread.call(work))
         except Unloadable as error:
-            place.broke(error.error, loading=True)
+            self._not_loaded(place, error.error)
             self.ladders[place.capability].load_failed(place.name)
             self.tend()
             return error.error
@@ -234,10 +240,10 @@ class Group:
         if not self.scheduler.workers.runs(batch):
             return  # it was given up before, with its thread and all that lives there
         if came.unloadable is not None:
-            place.broke(came.unloadable, loading=True)
+            self._not_loaded(place, came.unloadable)
             self.scheduler.not_loaded(batch)
         elif came.to_mend is not None:
-            place.broke(came.to_mend, loading=True)
+            self._not_loaded(place, came.to_mend)
             self.scheduler.give_up(batch, came.to_mend)
         else:
             errors = [value for value in (*came.values, came.error) if isinstance(value, EngineError)]
@@ -248,6 +254,7 @@ class Group:
             place.served += sum(not isinstance(value, Exception) for value in came.values)
             unheard = [pair for pair in zip(batch.tickets, came.values, strict=False) if pair[0].state not in IN_FLIGHT]
             self.scheduler.finished(batch, came.values, came.error, came.took_ms)
+            self._count(batch, came.took_ms or 0.0)
             for ticket, value in unheard:
                 self._dispose(ticket, value, place)
         self.tend()
@@ -276,7 +283,27 @@ class Group:
     def _loaded(self, place: Place, measured: Mapping[Task, Measured]) -> None:
         if measured:
             place.loaded()
+            self._telemetry.add(LOADS, place.capability, place.name, "ok")
             self._learn(place.capability, place.name, measured)
+
+    def _not_loaded(self, place: Place, error: AulaError) -> None:
+        place.broke(error)
+        self._telemetry.add(LOADS, place.capability, place.name, "failed")
+
+    def _count(self, batch: Batch, took_ms: float) -> None:
+        if batch.is_canary:
+            return
+        telemetry, task = self._telemetry, batch.route.name
+        telemetry.observe(BATCH_SIZE, len(batch.tickets), task)
+        for ticket in batch.tickets:
+            self._usage.add(ticket.tenant, took_ms / len(batch.tickets))
+            telemetry.add(DEVICE_SECONDS, ticket.tier, by=took_ms / 1e3 / len(batch.tickets))
+            if ticket.state is State.ANSWERED and ticket.finished is not None and ticket.rung is not None:
+                capability = task.partition(".")[0]  # a task is named after its capability, and its part of it
+                telemetry.add(SERVED, capability, ticket.rung, ticket.why)
+                telemetry.observe(TASK_SECONDS, ticket.finished - ticket.submitted, task)
+                if ticket.late:
+                    telemetry.add(LATE, task)
 
     def _learn(self, capability: Capability, name: str, measured: Mapping[Task, Measured]) -> None:
         for task, costs in measured.items():

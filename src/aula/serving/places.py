@@ -39,8 +39,6 @@ class Place:
         self.unavailable: AulaError | None = None
         self.served = 0
         self.failed = 0
-        self.loads = 0
-        self.loads_failed = 0
         self.streams = 0
         """Open on this model."""
 
@@ -77,13 +75,10 @@ class Place:
         return measured
 
     def loaded(self) -> None:
-        self.loads += 1
         self.unavailable = None
 
-    def broke(self, error: AulaError, *, loading: bool = False) -> None:
+    def broke(self, error: AulaError) -> None:
         self.failed += 1
-        self.loads += loading
-        self.loads_failed += loading
         self.unavailable = error
 
 
