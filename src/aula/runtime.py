@@ -6,12 +6,10 @@ fairness, deadlines and breakers are met there, once. Every outcome names the ru
 """
 
 import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +21,6 @@ from aula.core.errors import (
     AulaError,
     DeadlineError,
     EngineError,
-    InputError,
     SettingsError,
     StorageError,
     UnsupportedLanguageError,
@@ -42,19 +39,21 @@ from aula.core.telemetry import (
     TENANT_SHARE,
     Telemetry,
 )
-from aula.core.types import Capability, Context, DetectRequest, Outcome, RungInfo, SpeakRequest, TranscribeRequest
+from aula.core.types import Capability, Context, Outcome
 from aula.engine.precision import Progress
 from aula.scheduling.admission import Quotas
 from aula.scheduling.ladder import Breaker, Change
-from aula.scheduling.scheduler import SchedulerStatistics
 from aula.scheduling.tickets import Reason, State, Ticket
 from aula.serving.alarm import Alarm
+from aula.serving.budget import Budget, DeviceLoad
 from aula.serving.group import Group
 from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
-from aula.serving.memory import read_memory
 from aula.serving.places import Place, Rung, no_rung
+from aula.serving.records import RungChanged, RungReport, RungStatistics, RuntimeStatistics
+from aula.serving.requests import check, work_of
 from aula.serving.rules import Rules, groups_of
-from aula.serving.tasks import DETECT, EMBED, SPEAK, TRANSCRIBE, UNDERSTAND, Task
+from aula.serving.swap import Swap, swap
+from aula.serving.tasks import Task
 from aula.serving.threads import WorkerThread
 from aula.serving.usage import Usage
 
@@ -69,56 +68,9 @@ __all__ = [
     "RungStatistics",
     "Runtime",
     "RuntimeStatistics",
+    "Swap",
     "open_runtime",
 ]
-
-LONGEST_NAME = 128
-"""Characters of a tenant's name: it is kept, compared and shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class RungChanged:
-    """A rung was left or came back (`state` open or closed), or an operator chose one (`rung` None: no longer)."""
-
-    moment: float
-    capability: Capability
-    rung: str | None
-    state: str
-    cause: str
-
-
-@dataclass(frozen=True, slots=True)
-class RungStatistics:
-    name: str
-    capability: Capability
-    served: int
-    failed: int
-    state: str
-    unavailable: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RungReport:
-    """What loading a rung came to: `load_ms` in milliseconds, or the `error` that keeps it from serving."""
-
-    info: RungInfo
-    load_ms: float
-    error: AulaError | None
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeStatistics:
-    """submitted = answered + refused + failed + cancelled + in_flight. `schedulers` count tickets: a request of many
-    texts has many, and so has a stream."""
-
-    submitted: int
-    answered: int
-    refused: int
-    failed: int
-    cancelled: int
-    in_flight: int
-    rungs: tuple[RungStatistics, ...]
-    schedulers: tuple[SchedulerStatistics, ...]
 
 
 class Runtime:
@@ -131,6 +83,7 @@ class Runtime:
         stopping: threading.Event | None = None,
         rules: Rules | None = None,
         on_event: Callable[[RungChanged], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` is
         called in the loop's thread and must not raise."""
@@ -141,6 +94,7 @@ class Runtime:
         self._stopping = stopping or threading.Event()
         self._on_event = on_event
         self._alarm = Alarm(self.clock)
+        self._budget = budget or Budget(rules.memory if rules is not None else {})
         rules = rules or Rules()
         rungs = rules.in_order(rungs)
         self._rules = rules
@@ -149,7 +103,17 @@ class Runtime:
         quotas = Quotas(rules.quotas, rules.usual)
         for members in groups_of(rungs):
             places = [Place(rung, self._threads[rung.worker]) for rung in members]
-            group = Group(places, self.clock, self._alarm, quotas, rules, self.telemetry, self._usage, self._changed)
+            group = Group(
+                places,
+                self.clock,
+                self._alarm,
+                quotas,
+                rules,
+                self._budget,
+                self.telemetry,
+                self._usage,
+                self._changed,
+            )
             self._groups.update(dict.fromkeys(group.ladders, group))
         self._order = [(rung.info.capability, rung.info.name) for rung in rungs]
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "cancelled"), 0)
@@ -173,7 +137,7 @@ class Runtime:
         payload that cannot be; else the errors that belong to the request itself.
         """
         with self._counted(capability, context):
-            _check(context)
+            check(context)
             self._rules.check(context.tenant)
             if context.deadline is not None and self.clock.now() >= context.deadline:
                 raise DeadlineError(
@@ -209,6 +173,19 @@ class Runtime:
             raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
         self._groups[capability].override(capability, rung)
 
+    async def swap(self, rung: Rung) -> Swap:
+        """Put another model in the place of the rung of that name: it is loaded beside the old one in a thread of its
+        own, warmed and tried, then takes every new request; streams end where they began. One that fails never serves,
+        and the answer says why. Raises SettingsError where no rung has that name."""
+        capability = rung.info.capability
+        if capability not in self._groups:
+            raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
+        return await swap(self._groups[capability], rung, WorkerThread(rung.worker))
+
+    async def memory(self) -> tuple[DeviceLoad, ...]:
+        """What is loaded on which device, what it takes and what may be taken."""
+        return self._budget.report(await asyncio.to_thread(self._budget.read))
+
     def statistics(self) -> RuntimeStatistics:
         rungs = tuple(
             RungStatistics(
@@ -225,8 +202,9 @@ class Runtime:
         schedulers = tuple(group.scheduler.statistics() for group in dict.fromkeys(self._groups.values()))
         return RuntimeStatistics(**self._counts, in_flight=in_flight, rungs=rungs, schedulers=schedulers)
 
-    def metrics(self) -> str:
-        """Every figure of docs/metrics.md in Prometheus' text format. Call it in the loop's thread."""
+    async def metrics(self) -> str:
+        """Every figure of docs/metrics.md in Prometheus' text format."""
+        memories = await asyncio.to_thread(self._budget.read)  # a GPU's driver may take its time
         telemetry = self.telemetry
         for place in self._places():
             is_open = self._groups[place.capability].ladders[place.capability].state(place.name) is Breaker.OPEN
@@ -239,7 +217,7 @@ class Runtime:
         telemetry.clear(TENANT_SHARE)
         for tenant, share in self._usage.shares().items():
             telemetry.set(TENANT_SHARE, tenant, to=share)
-        for memory in read_memory():
+        for memory in memories:
             telemetry.set(MEMORY_USED, memory.device, to=memory.used)
             telemetry.set(MEMORY_TOTAL, memory.device, to=memory.total)
         return telemetry.text()
@@ -253,16 +231,16 @@ class Runtime:
         whoever waits still is told that nothing comes."""
         self._stopping.set()
         for group in dict.fromkeys(self._groups.values()):
-            group.close()
+            await group.close()
         self._alarm.close()
         closed: set[int] = set()
-        for place in self._places():
+        for place in self._budget.places:
             model = place.model
             if model is not None and id(model) not in closed and hasattr(model, "close"):
                 closed.add(id(model))
                 await place.thread.call(model.close)
             place.model = None
-        for thread in {place.thread for place in self._places()}:
+        for thread in {place.thread for place in self._budget.places}:
             await thread.drained()
             thread.stop()
 
@@ -275,20 +253,20 @@ class Runtime:
         await self.close()
 
     async def _serve(self, capability: Capability, payload: Any, context: Context) -> Outcome:
-        task, work = _work(capability, payload, context)
+        task, work = work_of(capability, payload, context)
         able = self._able(capability, context)
         if self._stopping.is_set():
             raise EngineError("the runtime is closed", next_step="open another one")
         if not able:
             raise no_rung(able, capability, 0.0)
         group = self._groups[capability]
-        route = group.route(task, capability, frozenset(place.name for place in able))
+        route = group.ways.route(task, capability, frozenset(place.name for place in able))
         tickets = await group.serve(route, work, context)
         _raise_fault(tickets, able, capability)
         if len({ticket.rung for ticket in tickets}) > 1:
             tickets = await self._on_one_rung(group, capability, task, work, tickets, context)
             _raise_fault(tickets, able, capability)
-        place = group.place_of(tickets[0], capability)
+        place = group.place_of(tickets[0])
         why = next((ticket.why for ticket in tickets if not ticket.route.pinned), tickets[0].why)
         return Outcome(self._value(group, capability, place, tickets, context), place.name, why)
 
@@ -305,7 +283,7 @@ class Runtime:
         lowest = max((ticket.rung or "" for ticket in tickets), key=group.ladders[capability].index)
         kept = {index: ticket for index, ticket in enumerate(tickets) if ticket.rung == lowest}
         missing = [index for index in range(len(tickets)) if index not in kept]
-        route = group.route(task, capability, frozenset({lowest}), pinned=True)
+        route = group.ways.route(task, capability, frozenset({lowest}), pinned=True)
         place = group.places[capability, lowest]
         again = await group.serve(route, [work[index] for index in missing], context, place)
         if len(again) < len(missing):
@@ -373,43 +351,6 @@ class Runtime:
                 self.telemetry.observe(REQUEST_SECONDS, self.clock.now() - start, capability, context.tier)
 
 
-def _work(capability: Capability, payload: Any, context: Context) -> tuple[Task, list[tuple[int, Any]]]:
-    """What is to be run, as sizes and payloads: a text each, so that texts of like length share a batch and nobody
-    waits behind a whole course."""
-    match capability, payload:
-        case Capability.DETECT, DetectRequest():
-            return DETECT, [(1, (payload, context))]
-        case Capability.TRANSCRIBE, TranscribeRequest():
-            return TRANSCRIBE, [(1, (payload, context))]
-        case Capability.UNDERSTAND, str():
-            return UNDERSTAND, [(max(1, len(payload)), (payload, context))]
-        case Capability.EMBED, [*texts] if all(isinstance(text, str) for text in texts):
-            return EMBED, [(max(1, len(text)), (text,)) for text in texts] or [(1, ())]
-        case Capability.SPEAK, SpeakRequest():
-            return SPEAK, [(1, (payload, context))]
-    raise TypeError(f"{capability} does not take {type(payload).__name__}; submit() has a table of what it takes")
-
-
-def _check(context: Context) -> None:
-    """Raises InputError for a context that cannot be."""
-    tenant, deadline = context.tenant, context.deadline
-    if not isinstance(tenant, str) or not 0 < len(tenant) <= LONGEST_NAME:
-        raise InputError(
-            f"the tenant is {str(tenant)[:40]!r}",
-            available=[f"1 to {LONGEST_NAME} characters"],
-            next_step="name a class",
-        )
-    if deadline is not None and (
-        isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline)
-    ):
-        raise InputError(f"the deadline is {deadline!r}", next_step="give a moment of the runtime's clock, or None")
-    if not isinstance(context.language, str) or not isinstance(context.tier, str):
-        raise InputError(
-            f"language {context.language!r} and tier {context.tier!r} must be words",
-            next_step='like "en" and "question"',
-        )
-
-
 def _raise_fault(tickets: Sequence[Ticket], able: Sequence[Place], capability: Capability) -> None:
     fault = next((ticket for ticket in tickets if ticket.state is not State.ANSWERED), None)
     if fault is None:
@@ -461,8 +402,9 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
                 bert.UNDERSTAND_INFO,
                 "encode",
                 lambda: intents.IntentUnderstander(encoder(), settings.home / "engines"),
+                forget=encoder.cache_clear,
             ),
-            Rung(bert.EMBED_INFO, "encode", encoder),
+            Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
             Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
         ],
         clock,

@@ -38,7 +38,7 @@ async def test_counters_equal_what_callers_saw() -> None:
         assert telemetry.value(RUNG_CHANGES, EMBED, "best", "load") == 1
         assert telemetry.count(TASK_SECONDS, "embed") == 2
         assert telemetry.value(LATE, "embed") == 1
-        text = running.metrics()
+        text = await running.metrics()
         assert 'aula_breaker_open{capability="embed",rung="best"} 1' in text
         assert 'aula_tenant_share{tenant="poor"}' in text
         assert "aula_requests_in_flight 0" in text
@@ -53,7 +53,7 @@ async def test_every_gauge_is_written_when_somebody_looks() -> None:
         await work()
         await task
         clock.advance(0.0)
-        text = running.metrics()
+        text = await running.metrics()
         for metric in METRICS:
             if metric.kind is Kind.GAUGE and metric.labels != ("tenant",):
                 assert re.search(rf"^{metric.name}[{{ ]", text, re.M), metric.name

@@ -126,6 +126,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("tiers.caption", 0.15, "least share of captions", 0.01, 1),
     Setting("tiers.vision", 0.1, "least share of vision", 0.01, 1),
     Setting("tiers.batch", 0.05, "least share of work that nobody waits for", 0.01, 1),
+    Setting("memory.host_mb", 0, "MiB that models may take on the host; 0: 92 % of what there is", 0, 100_000_000),
+    Setting("memory.gpu_mb", 0, "MiB that models may take on each GPU; 0: 92 % of what there is", 0, 100_000_000),
     Setting("ladder.detect", "", "rungs that find speech, best first, names with commas between; empty: all"),
     Setting("ladder.transcribe", "", "rungs that hear, in the same way; aula doctor lists names"),
     Setting("ladder.understand", "", "rungs that understand"),

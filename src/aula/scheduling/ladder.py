@@ -25,6 +25,7 @@ class Cause(StrEnum):
     DEADLINES = "deadlines"
     LOAD = "load"
     HUNG = "hung"
+    SWAP = "swap"
     MEMORY = "memory"
     CANARIES = "canaries"
     OVERRIDE = "override"
@@ -179,6 +180,13 @@ class Ladder:
             rung.state, rung.canary_at = Breaker.CLOSED, math.inf
             rung.wait_s = self._policy.wait_s
             self._tell(name, Breaker.CLOSED, Cause.CANARIES)
+
+    def swapped(self, name: str) -> None:
+        """Another model has taken the rung's place, and was tried: what the old one did is not held against it."""
+        was = self._rungs[name].state
+        self._rungs[name] = _Rung(name, self._policy)
+        if was is Breaker.OPEN:
+            self._tell(name, Breaker.CLOSED, Cause.SWAP)
 
     def _lower_serves(self, name: str) -> bool:
         return any(self._rungs[lower].state is Breaker.CLOSED for lower in self.names[self.index(name) + 1 :])

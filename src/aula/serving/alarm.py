@@ -70,5 +70,8 @@ class Alarm:
                 self._silent -= 1
             else:
                 call()
+        while self._bells and self._bells[0][2].call is None:
+            heapq.heappop(self._bells)
+            self._silent -= 1
         if self._bells and self._bells[0][0] < self._sleeps_until:
             self._sleep(self._bells[0][0])

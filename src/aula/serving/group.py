@@ -6,31 +6,37 @@ waits for a timer: the alarm guards (a hang, a deadline long past) and sends can
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from aula.core.clock import Clock
-from aula.core.errors import AulaError, BackendError, EngineError, SettingsError, StorageError
-from aula.core.telemetry import BATCH_SIZE, DEVICE_SECONDS, LATE, LOADS, SERVED, TASK_SECONDS, Telemetry
+from aula.core.errors import (
+    AulaError,
+    BackendError,
+    EngineError,
+    SettingsError,
+    StorageError,
+)
+from aula.core.telemetry import BATCH_SIZE, DEVICE_SECONDS, LATE, SERVED, TASK_SECONDS, Telemetry
 from aula.core.types import Capability, Context
 from aula.scheduling.admission import Quotas
 from aula.scheduling.batching import Batch
-from aula.scheduling.costs import CostTable
 from aula.scheduling.ladder import Change, Ladder
 from aula.scheduling.queue import Queue
 from aula.scheduling.routes import Route
 from aula.scheduling.scheduler import Scheduler
 from aula.scheduling.tickets import IN_FLIGHT, State, Ticket
-from aula.serving.alarm import Alarm
-from aula.serving.costs import Measured, guess
+from aula.serving.alarm import Alarm, Bell
+from aula.serving.budget import Budget
 from aula.serving.places import Place, Unloadable
+from aula.serving.residence import Residence, close_quietly
 from aula.serving.rules import Rules
-from aula.serving.tasks import TASKS, Task, attempt, canary
+from aula.serving.tasks import attempt, canary
 from aula.serving.threads import WorkerThread, tell
 from aula.serving.usage import Usage
+from aula.serving.ways import Ways
 
 GRACE_S = 1.0
 """Late answers are still given so long after the deadline; then the caller is told, and the work is left behind."""
@@ -46,6 +52,8 @@ class Job:
 
     payload: Any
     place: Place | None = None
+    ran: Place | None = None
+    """Where it ran; a stream stays there, whoever has the rung's name by then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,54 +75,23 @@ class Group:
         alarm: Alarm,
         quotas: Quotas,
         rules: Rules,
+        budget: Budget,
         telemetry: Telemetry,
         usage: Usage,
         on_change: Callable[[Capability, Change], None],
     ) -> None:
-        self.places = {(place.capability, place.name): place for place in places}
-        self._clock = clock
+        self.clock = clock
+        self.ways = Ways(places, clock, rules.policy, on_change)
+        self.residence = Residence(places, budget, clock, telemetry, self.ways.learn)
+        self._bells: dict[Batch, Bell] = {}
+        self._making_room: set[asyncio.Task[None]] = set()
         self._alarm = alarm
         self._armed = math.inf
         self._telemetry = telemetry
         self._usage = usage
-        self._tasks: dict[Route, Task | None] = {}
-        self._routes: dict[tuple[Task, frozenset[str] | None, bool], Route] = {}
-        self._costs: dict[tuple[Capability, Task], CostTable] = {}
-        self.ladders: dict[Capability, Ladder] = {}
-        canaries = []
-        for capability in dict.fromkeys(place.capability for place in places):
-            own = [place for place in places if place.capability is capability]
-            names = [place.name for place in own]
-            ladder = Ladder(
-                names,
-                clock,
-                rules.policy,
-                partial(on_change, capability),
-                {place.name: place.rung.worker for place in own},
-            )
-            self.ladders[capability] = ladder
-            for task in TASKS[capability]:
-                self._costs[capability, task] = CostTable({name: guess(task).table for name in names})
-                for name in names:
-                    self._learn(capability, name, {task: guess(task)})
-            route = Route(f"{capability}.canary", ladder, CostTable({name: {1: {1: 1.0}} for name in names}))
-            self._tasks[route] = None
-            canaries.append(route)
         workers = dict.fromkeys((place.rung.worker for place in places), 1)
         queue = Queue(rules.shares, rules.weights)
-        self.scheduler = Scheduler(self._start, canaries, clock, workers=workers, queue=queue, quotas=quotas)
-
-    def route(self, task: Task, capability: Capability, only: frozenset[str] | None, *, pinned: bool = False) -> Route:
-        """Those who share a route share batches, whatever language they speak."""
-        ladder = self.ladders[capability]
-        if only is not None and only >= set(ladder.names):
-            only = None
-        key = (task, only, pinned)
-        if key not in self._routes:
-            route = Route(task.name, ladder, self._costs[capability, task], only, pinned)
-            self._routes[key] = route
-            self._tasks[route] = task
-        return self._routes[key]
+        self.scheduler = Scheduler(self._start, self.ways.canaries, clock, workers=workers, queue=queue, quotas=quotas)
 
     async def serve(
         self, route: Route, work: Sequence[tuple[int, Any]], context: Context, place: Place | None = None
@@ -156,28 +133,33 @@ class Group:
             self._cancel(tickets)
         return tickets
 
-    def place_of(self, ticket: Ticket, capability: Capability) -> Place:
+    def place_of(self, ticket: Ticket) -> Place:
         job: Job = ticket.payload
-        if ticket.rung is None:
-            raise RuntimeError(f"a ticket that was {ticket.state} has no place")
-        return job.place or self.places[capability, ticket.rung]
+        if job.ran is None:
+            raise RuntimeError(f"a ticket that was {ticket.state} ran nowhere")
+        return job.ran
+
+    @property
+    def ladders(self) -> dict[Capability, Ladder]:
+        return self.ways.ladders
+
+    @property
+    def places(self) -> dict[tuple[Capability, str], Place]:
+        return self.residence.places
 
     async def load(self, place: Place) -> AulaError | None:
         """Load the model now, or say why it cannot be. Raises SettingsError and StorageError."""
-        if place.model is not None:
-            return None
-
-        def work() -> dict[Task, Measured]:
-            return place.load(self._clock) if place.model is None else {}
-
-        try:
-            self._loaded(place, await place.thread.call(work))
-        except Unloadable as error:
-            self._not_loaded(place, error.error)
+        failure = await self.residence.load(place)
+        if failure is not None and self.residence.serves(place):
             self.ladders[place.capability].load_failed(place.name)
             self.tend()
-            return error.error
-        return None
+        return failure
+
+    def switch(self, old: Place, new: Place) -> None:
+        """`new` was tried, and takes the rung of `old`."""
+        self.residence.replace(old, new)
+        self.ladders[new.capability].swapped(new.name)
+        self.wake()
 
     def override(self, capability: Capability, name: str | None) -> None:
         self.ladders[capability].override(name)
@@ -188,44 +170,61 @@ class Group:
         self.scheduler.wake()
         self.tend()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Whoever waits is told that nothing comes; what runs comes to its end."""
         for tier in self.scheduler.queue.tiers.values():
             self._cancel(tier.waiting())
+        await asyncio.gather(*self._making_room, return_exceptions=True)
 
     def tend(self) -> None:
         """See to it that the next canary is sent. One that is due and waits for its worker needs no alarm: whoever
         gives the worker back sends it."""
-        due = min(ladder.next_canary() for ladder in self.ladders.values())
-        if self._clock.now() < due < self._armed:
+        due = self.ways.next_canary()
+        if self.clock.now() < due < self._armed:
             self._armed = due
             self._alarm.at(due, self.wake)
 
     def _start(self, batch: Batch) -> None:
-        capability = next(one for one, ladder in self.ladders.items() if ladder is batch.route.ladder)
+        capability = self.ways.capability_of(batch.route)
         job: Job | None = batch.tickets[0].payload if batch.tickets else None
         place = (job and job.place) or self.places[capability, batch.rung]
+        for ticket in batch.tickets:
+            ticket.payload.ran = place
+        place.running += 1
         loop = asyncio.get_running_loop()
         if place.model is not None:
             self._guard(batch, place)
+        elif self.residence.needs_room(place):
+            making = loop.create_task(self._room_then_work(batch, place))
+            self._making_room.add(making)
+            making.add_done_callback(self._making_room.discard)
+            return
         place.thread.post(partial(self._work, loop, batch, place))
+
+    async def _room_then_work(self, batch: Batch, place: Place) -> None:
+        try:
+            await self.residence.make_room(place)
+        except AulaError as error:
+            self._came_back(batch, place, _Came(unloadable=error))
+        else:
+            place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place) -> None:
         """In the place's thread."""
         came = _Came()
         try:
             if place.model is None:
-                measured = place.load(self._clock)
-                tell(loop, self._loaded, place, measured)
+                measured = place.load(self.clock)
+                tell(loop, self.residence.loaded, place, measured)
                 tell(loop, self._guard, batch, place)
-            start = self._clock.now()
-            task = self._tasks[batch.route]
+            start = self.clock.now()
+            task = self.ways.task_of(batch.route)
             if task is None:
                 canary(place.capability, place.model, place.language)
             else:
                 payloads = [ticket.payload.payload for ticket in batch.tickets]
                 came.values = attempt(task, place.model, payloads)
-            came.took_ms = 1e3 * (self._clock.now() - start)
+            came.took_ms = 1e3 * (self.clock.now() - start)
         except Unloadable as error:
             came.unloadable = error.error
         except (SettingsError, StorageError) as error:
@@ -237,13 +236,17 @@ class Group:
         tell(loop, self._came_back, batch, place, came)
 
     def _came_back(self, batch: Batch, place: Place, came: _Came) -> None:
+        bell = self._bells.pop(batch, None)
+        if bell is not None:
+            self._alarm.take_back(bell)
         if not self.scheduler.workers.runs(batch):
             return  # it was given up before, with its thread and all that lives there
+        place.running -= 1
         if came.unloadable is not None:
-            self._not_loaded(place, came.unloadable)
+            self.residence.not_loaded(place, came.unloadable)
             self.scheduler.not_loaded(batch)
         elif came.to_mend is not None:
-            self._not_loaded(place, came.to_mend)
+            self.residence.not_loaded(place, came.to_mend)
             self.scheduler.give_up(batch, came.to_mend)
         else:
             errors = [value for value in (*came.values, came.error) if isinstance(value, EngineError)]
@@ -253,46 +256,42 @@ class Group:
                 place.unavailable = None
             place.served += sum(not isinstance(value, Exception) for value in came.values)
             unheard = [pair for pair in zip(batch.tickets, came.values, strict=False) if pair[0].state not in IN_FLIGHT]
+            place.streams += sum(map(_is_stream, batch.tickets, came.values))
             self.scheduler.finished(batch, came.values, came.error, came.took_ms)
-            self._count(batch, came.took_ms or 0.0)
+            self._count(batch, place, came.took_ms or 0.0)
             for ticket, value in unheard:
-                self._dispose(ticket, value, place)
+                self._dispose(ticket, value)
+        self.residence.let_go(place)
         self.tend()
 
     def _guard(self, batch: Batch, place: Place) -> None:
         if self.scheduler.workers.runs(batch):
             longest_s = max(HUNG_S, HUNG_TIMES * batch.predicted_ms / 1e3)
-            self._alarm.at(self._clock.now() + longest_s, partial(self._hung, batch, place, longest_s))
+            until = self.clock.now() + longest_s
+            self._bells[batch] = self._alarm.at(until, partial(self._hung, batch, place, longest_s))
 
     def _hung(self, batch: Batch, place: Place, after_s: float) -> None:
         """Leave the thread behind with whatever it does, and its models with it: the next request loads anew."""
+        self._bells.pop(batch, None)
         if not self.scheduler.workers.runs(batch):
             return
         error = BackendError(f"{place.name} did not come back in {after_s:.0f} s", next_step="run: aula doctor")
         place.broke(error)
-        place.thread.lose()
-        fresh = WorkerThread(place.rung.worker)
-        lost = place.thread
-        for other in self.places.values():
+        lost, fresh = place.thread, WorkerThread(place.rung.worker)
+        lost.lose()
+        for other in {*self.places.values(), place}:
             if other.thread is lost:
-                other.thread, other.model = fresh, None
+                other.unload()
+                other.thread, other.running, other.streams = fresh, 0, 0
         batch.route.ladder.hung(batch.rung)
         self.scheduler.finished(batch, error=error)
         self.tend()
 
-    def _loaded(self, place: Place, measured: Mapping[Task, Measured]) -> None:
-        if measured:
-            place.loaded()
-            self._telemetry.add(LOADS, place.capability, place.name, "ok")
-            self._learn(place.capability, place.name, measured)
-
-    def _not_loaded(self, place: Place, error: AulaError) -> None:
-        place.broke(error)
-        self._telemetry.add(LOADS, place.capability, place.name, "failed")
-
-    def _count(self, batch: Batch, took_ms: float) -> None:
+    def _count(self, batch: Batch, place: Place, took_ms: float) -> None:
         if batch.is_canary:
             return
+        place.used_at = self.clock.now()
+        place.tier = min(list(self.scheduler.queue.tiers).index(ticket.tier) for ticket in batch.tickets)
         telemetry, task = self._telemetry, batch.route.name
         telemetry.observe(BATCH_SIZE, len(batch.tickets), task)
         for ticket in batch.tickets:
@@ -305,27 +304,23 @@ class Group:
                 if ticket.late:
                     telemetry.add(LATE, task)
 
-    def _learn(self, capability: Capability, name: str, measured: Mapping[Task, Measured]) -> None:
-        for task, costs in measured.items():
-            self._costs[capability, task].replace(name, costs.table, costs.guessed)
-
     def _cancel(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             if ticket.state in IN_FLIGHT:
                 self.scheduler.cancel(ticket)
 
-    def _dispose(self, ticket: Ticket, value: Any, place: Place | None = None) -> None:
+    def _dispose(self, ticket: Ticket, value: Any) -> None:
         """A stream that nobody waits for any longer gives back what it holds."""
-        if isinstance(value, Exception) or ticket.payload.place is not None:
+        place = ticket.payload.ran
+        if place is None or not _is_stream(ticket, value):
             return
         opened = value[0] if isinstance(value, tuple) else value
-        if place is None and ticket.rung is not None:
-            capability = next(one for one, ladder in self.ladders.items() if ladder is ticket.route.ladder)
-            place = self.places[capability, ticket.rung]
-        if place is not None and hasattr(opened, "close"):
-            place.thread.post(partial(_close, opened))
+        if not place.thread.is_lost:
+            place.thread.post(partial(close_quietly, opened))
+        self.residence.stream_closed(place)
 
 
-def _close(stream: Any) -> None:
-    with suppress(Exception):  # nobody is left to be told
-        stream.close()
+def _is_stream(ticket: Ticket, value: Any) -> bool:
+    """Whether the task opened one: it did not run on one that was there, and what it gave can be closed."""
+    opened = value[0] if isinstance(value, tuple) else value
+    return ticket.payload.place is None and hasattr(opened, "close")

@@ -31,7 +31,6 @@ class _Live:
         self._thread = place.thread
         self._stream = stream
         self._is_open = True
-        place.streams += 1
 
     @property
     def rung(self) -> str:
@@ -41,16 +40,20 @@ class _Live:
         if not self._is_open:
             return
         self._is_open = False
-        self._place.streams -= 1
-        if not self._thread.is_lost and hasattr(self._stream, "close"):
+        if self._thread.is_lost or not hasattr(self._stream, "close"):
+            return
+        try:
             await self._thread.call(self._stream.close)
+        finally:
+            if not self._thread.is_lost:
+                self._group.residence.stream_closed(self._place)
 
     async def _do(self, task: Task, size: int, payload: Any) -> Any:
         """Raises DeadlineError past the deadline, OverloadError where the turn did not come in time, and what the
         stream raises."""
         if self._thread.is_lost:
             raise BackendError(f"{self.rung} hung, and this stream with it", next_step="open a new stream")
-        route = self._group.route(task, self._place.capability, frozenset({self.rung}), pinned=True)
+        route = self._group.ways.route(task, self._place.capability, frozenset({self.rung}), pinned=True)
         if self.context.deadline is not None and self._clock.now() >= self.context.deadline:
             raise DeadlineError(
                 "the deadline of the stream has passed", next_step="open a new one, or allow more time"

@@ -1,5 +1,6 @@
 """Memory of the host and of its GPUs: what there is, and what is in use."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,14 @@ def read_memory() -> list[Memory]:
     gpus = [Memory(f"gpu{gpu.index}", gpu.used_bytes, gpu.memory_bytes) for gpu in list_gpus() if gpu.used_bytes]
     host = host_memory()
     return [host, *gpus] if host is not None else gpus
+
+
+def resident_bytes(proc: Path = Path("/proc")) -> int:
+    """Of this process; 0 where no system tells."""
+    try:
+        return int((proc / "self" / "statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0
 
 
 def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Memory | None:

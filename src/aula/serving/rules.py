@@ -27,6 +27,8 @@ class Rules:
     shares: Mapping[str, float] = field(default_factory=lambda: LEAST_SHARES)
     ladders: Mapping[Capability, tuple[str, ...]] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Most bytes of models by device: host, and gpu for each of them."""
     strict: bool = False
     """Serve only tenants that `quotas` name."""
 
@@ -46,6 +48,7 @@ class Rules:
             ),
             shares=settings.section("tiers"),
             ladders={one: _names(settings.text(f"ladder.{one}")) for one in Capability},
+            memory={one: 2**20 * settings.whole(f"memory.{one}_mb") for one in ("host", "gpu")},
             strict=settings.flag("tenants.strict"),
         )
 
