@@ -36,6 +36,7 @@ class HandThread(WorkerThread):
         HandThread.all.append(self)
 
     def post(self, job: Callable[[], None]) -> None:
+        assert not self._is_ending, "posted to a thread that ends"
         self.jobs.append(job)
 
     def run(self) -> bool:
@@ -46,7 +47,7 @@ class HandThread(WorkerThread):
         return False
 
     def stop(self) -> None:
-        pass
+        self._is_ending = True
 
 
 @contextmanager

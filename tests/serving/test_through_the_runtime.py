@@ -247,6 +247,8 @@ async def test_every_chunk_of_a_stream_is_billed_and_meets_its_deadline(clock: F
     await result(asyncio.ensure_future(stream.close()))
     await stream.close()
     assert house.open_streams == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        await stream.feed(np.zeros(320, np.float32))
 
 
 async def test_a_stream_stays_where_it_was_opened(clock: FakeClock) -> None:
@@ -389,6 +391,7 @@ async def test_speech_is_made_chunk_by_chunk_in_turn_with_others(clock: FakeCloc
     await work()
     await listening
     assert heard == [97, 97, 98, 98, 99, 99]
+    assert [await anext(speech, None) for speech in speeches] == [None, None], "it has ended, and stays so"
 
 
 def test_ladders_and_settings_that_contradict_are_refused() -> None:

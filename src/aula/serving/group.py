@@ -190,16 +190,16 @@ class Group:
         place = (job and job.place) or self.places[capability, batch.rung]
         for ticket in batch.tickets:
             ticket.payload.ran = place
-        place.running += 1
         loop = asyncio.get_running_loop()
-        if place.model is not None:
-            self._guard(batch, place)
-        elif self.residence.needs_room(place):
+        if place.model is None and self.residence.needs_room(place):
             making = loop.create_task(self._room_then_work(batch, place))
             self._making_room.add(making)
             making.add_done_callback(self._making_room.discard)
-            return
-        place.thread.post(partial(self._work, loop, batch, place))
+        else:
+            place.thread.post(partial(self._work, loop, batch, place))
+            if place.model is not None:
+                self._guard(batch, place)
+        place.running += 1
 
     async def _room_then_work(self, batch: Batch, place: Place) -> None:
         try:
@@ -279,10 +279,7 @@ class Group:
         place.broke(error)
         lost, fresh = place.thread, WorkerThread(place.rung.worker)
         lost.lose()
-        for other in {*self.places.values(), place}:
-            if other.thread is lost:
-                other.unload()
-                other.thread, other.running, other.streams = fresh, 0, 0
+        self.residence.abandon(lost, fresh)
         batch.route.ladder.hung(batch.rung)
         self.scheduler.finished(batch, error=error)
         self.tend()

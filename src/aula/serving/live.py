@@ -44,6 +44,9 @@ class _Live:
             return
         try:
             await self._thread.call(self._stream.close)
+        except BackendError:
+            if not self._thread.is_lost:
+                raise
         finally:
             if not self._thread.is_lost:
                 self._group.residence.stream_closed(self._place)
@@ -51,6 +54,8 @@ class _Live:
     async def _do(self, task: Task, size: int, payload: Any) -> Any:
         """Raises DeadlineError past the deadline, OverloadError where the turn did not come in time, and what the
         stream raises."""
+        if not self._is_open:
+            raise RuntimeError("this stream was closed; open a new one")
         if self._thread.is_lost:
             raise BackendError(f"{self.rung} hung, and this stream with it", next_step="open a new stream")
         route = self._group.ways.route(task, self._place.capability, frozenset({self.rung}), pinned=True)
@@ -95,6 +100,8 @@ class LiveSpeech(_Live):
         return self
 
     async def __anext__(self) -> Int16:
+        if not self._is_open:
+            raise StopAsyncIteration
         chunk: Int16 | None = await self._do(SPEAK_CHUNK, 1, self._stream)
         if chunk is None:
             await self.close()

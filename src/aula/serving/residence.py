@@ -13,6 +13,7 @@ from aula.serving.budget import Budget
 from aula.serving.costs import Measured
 from aula.serving.places import Place, Unloadable
 from aula.serving.tasks import Task
+from aula.serving.threads import WorkerThread
 
 Learn = Callable[[Capability, str, Mapping[Task, Measured]], None]
 
@@ -99,8 +100,20 @@ class Residence:
     def withdraw(self, new: Place) -> None:
         """It was tried, and must not serve."""
         self._budget.places.remove(new)
-        self._close(new)
+
+        def put_away() -> None:
+            close_quietly(new.unload())  # in its thread, behind a load that may still be under way
+
+        new.thread.post(put_away)
         new.thread.stop()
+
+    def abandon(self, lost: WorkerThread, fresh: WorkerThread) -> None:
+        """What lived in the lost thread is gone, streams and all; whoever serves there begins anew in another."""
+        for place in [one for one in self._budget.places if one.thread is lost]:
+            place.unload()
+            place.thread, place.running, place.streams = fresh, 0, 0
+            if not self.serves(place):
+                self._budget.places.remove(place)
 
     def stream_closed(self, place: Place) -> None:
         place.streams -= 1
@@ -111,7 +124,8 @@ class Residence:
         if self.serves(place) or not place.is_idle or place not in self._budget.places:
             return
         self._budget.places.remove(place)
-        neighbours = [other for other in self.places.values() if other.thread is place.thread]
+        # Also such as have been replaced, and serve a last stream.
+        neighbours = [other for other in self._budget.places if other.thread is place.thread]
         if all(other.model is None for other in neighbours):
             self._close(place)  # else its model may be part of theirs
         if not neighbours:
@@ -125,4 +139,5 @@ class Residence:
 
 def close_quietly(model: Any) -> None:
     with suppress(Exception):  # nobody is left to be told
-        model.close()
+        if hasattr(model, "close"):
+            model.close()

@@ -36,14 +36,17 @@ async def swap(group: Group, rung: Rung, thread: WorkerThread) -> Swap:
     new = Place(rung, thread)
     group.residence.prepare(new)
     start = group.clock.now()
-    error = await _proven(group, new)
-    load_ms = 1e3 * (group.clock.now() - start)
-    if error is not None:
-        old.is_leaving = False
-        group.residence.withdraw(new)
-        return Swap(capability, name, load_ms, error)
-    group.switch(old, new)
-    return Swap(capability, name, load_ms, None)
+    proven = False
+    try:
+        error = await _proven(group, new)
+        proven = error is None
+    finally:
+        if not proven:
+            old.is_leaving = False
+            group.residence.withdraw(new)
+    if proven:
+        group.switch(old, new)
+    return Swap(capability, name, 1e3 * (group.clock.now() - start), error)
 
 
 async def _proven(group: Group, new: Place) -> AulaError | None:
