@@ -175,6 +175,30 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
             CostTable(costs)
 
 
+def test_a_guess_ignores_the_first_run_and_believes_the_second() -> None:
+    costs = CostTable(COSTS)
+    costs.replace("gpu", COSTS["gpu"], guessed=[1])
+    costs.correct("gpu", 1, 1, 700.0)
+    assert costs.predict("gpu", 1, 1) == 10.0
+    costs.correct("gpu", 1, 1, 20.0)
+    assert (costs.predict("gpu", 1, 1), costs.predict("gpu", 1, 4)) == (20.0, 32.0)
+    costs.correct("gpu", 8, 1, 700.0)
+    assert costs.predict("gpu", 8, 1) == 26.0, "measured: one hiccup is not believed"
+
+
+def test_who_is_refused_while_nothing_waits_brings_costs_back_to_what_was_measured() -> None:
+    house = House()
+    for _ in range(100):
+        house.costs.correct("gpu", 1, 1, 40.0)
+    refused = 0
+    while house.submit(within=0.02).state is State.REFUSED:
+        refused += 1
+    assert 0 < refused < 30
+    house.end()
+    house.submit(within=0.001)
+    assert house.costs.predict("gpu", 1, 1) >= 10.0, "never below"
+
+
 def test_costs_are_learnt_and_one_hiccup_is_not_believed() -> None:
     costs = CostTable(COSTS)
     assert costs.predict("gpu", 1, 2) == 12.0

@@ -14,6 +14,7 @@ from aula.core.errors import (
     AulaError,
     BackendError,
     DeadlineError,
+    DeviceLostError,
     EngineError,
     InputError,
     ModelNotFoundError,
@@ -106,6 +107,25 @@ async def test_a_breaker_opens_after_three_failures_and_closes_after_three_canar
         ("best", "open", "failures"),
         ("best", "closed", "canaries"),
     ]
+
+
+async def test_a_model_with_a_sticky_error_is_loaded_anew(clock: FakeClock) -> None:
+    class Sticky(House):
+        def load(self) -> House:
+            self.failure = None  # a new model has forgotten the old one's error
+            return super().load()
+
+    best = Sticky(clock)
+    running = runtime(rung("best", best), rung("second", House(clock)), clock=clock)
+    await ask(running)
+    best.failure = DeviceLostError("an illegal address was met", next_step="load it anew")
+    for _ in range(3):
+        assert (await ask(running)).rung == "second"
+    for seconds in (2.0, 4.0, 0.5, 0.5):
+        clock.advance(seconds)
+        await work()
+    assert (await ask(running)).rung == "best"
+    assert (best.loads, best.is_closed) == (2, True)
 
 
 async def test_a_rung_that_could_not_be_loaded_is_loaded_by_a_later_canary(clock: FakeClock) -> None:

@@ -31,13 +31,15 @@ class CostTable:
         self.buckets = tuple(sorted({bucket for buckets in measured.values() for bucket in buckets}))
         self._cells: dict[tuple[str, int], list[float]] = {}
         self._measured: dict[tuple[str, int], tuple[float, ...]] = {}
-        self._guessed: set[tuple[str, int]] = set()
+        self._guessed: dict[tuple[str, int], int] = {}
+        """Runs that are still left out of account."""
         self.engines = tuple(measured)
         for engine, buckets in measured.items():
             self.replace(engine, buckets)
 
     def replace(self, engine: str, buckets: Mapping[int, Mapping[int, float]], guessed: Collection[int] = ()) -> None:
-        """The engine was loaded, and so measured anew; `guessed` buckets were not, and believe their first run."""
+        """The engine was loaded, and so measured anew. `guessed` buckets were not: their first run, which reads
+        dictionaries and allocates, teaches nothing, and the second is believed whole."""
         if tuple(sorted(buckets)) != self.buckets:
             raise SettingsError(
                 f"engine {engine!r} has other buckets than the rest of its ladder",
@@ -48,7 +50,9 @@ class CostTable:
             key = engine, bucket
             self._cells[key] = _between(engine, batches)
             self._measured[key] = tuple(self._cells[key])
-            (self._guessed.add if bucket in guessed else self._guessed.discard)(key)
+            self._guessed.pop(key, None)
+            if bucket in guessed:
+                self._guessed[key] = 1
 
     def bucket_of(self, size: int) -> int:
         """The least bucket that holds `size`."""
@@ -84,8 +88,11 @@ class CostTable:
         if batch > len(cells):
             return  # it was measured anew meanwhile, by an engine that takes fewer at once
         expected = cells[batch - 1]
-        if (engine, bucket) in self._guessed:
-            self._guessed.discard((engine, bucket))
+        if (left := self._guessed.get((engine, bucket))) is not None:
+            if left:
+                self._guessed[engine, bucket] = left - 1
+                return
+            del self._guessed[engine, bucket]
             factor = max(took_ms, LEAST_MS) / expected
             self._cells[engine, bucket] = [factor * cell for cell in cells]
             return

@@ -204,7 +204,7 @@ class Scheduler:
                 soonest = min(soonest, wait)
         if soonest == math.inf:
             return self._no_rung(route.ladder, now)
-        for name in idle:
+        for name in () if ticket.is_part else idle:
             route.costs.relax(name, ticket.bucket)
         # As much later as it would be late, and never "at once".
         return Refusal(Reason.PREDICTED_LATE, max(0.001, min(soonest, now + soonest - ticket.deadline)))

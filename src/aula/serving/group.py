@@ -261,6 +261,8 @@ class Group:
             self._count(batch, place, came.took_ms or 0.0)
             for ticket, value in unheard:
                 self._dispose(ticket, value)
+        if batch.is_canary and came.error is not None:
+            self.residence.renew(place)
         self.residence.let_go(place)
         self.tend()
 

@@ -120,4 +120,7 @@ def value_of(ticket: Ticket) -> Any:
         raise ticket.refusal.error(ticket.tenant)
     if ticket.error is not None:
         raise ticket.error
-    raise DeadlineError("the work was not done in time, and left behind", next_step="ask again, or allow more time")
+    raise DeadlineError(
+        "the work was left behind: its deadline passed, or the runtime closed",
+        next_step="ask again, or allow more time",
+    )

@@ -115,6 +115,17 @@ class Residence:
             if not self.serves(place):
                 self._budget.places.remove(place)
 
+    def renew(self, place: Place) -> None:
+        """Its canary failed: a sticky error ends only with the model, so let the next canary load it anew."""
+        if not self.serves(place) or not place.is_idle or place.model is None:
+            return
+        if all(
+            other.model is None for other in self._budget.places if other.thread is place.thread and other is not place
+        ):
+            self._close(place)
+        else:
+            place.unload()  # others may be made of it; it goes with the last of them
+
     def stream_closed(self, place: Place) -> None:
         place.streams -= 1
         self.let_go(place)
