@@ -50,7 +50,7 @@ from aula.serving.group import Group
 from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
 from aula.serving.places import Place, Rung, no_rung
 from aula.serving.records import RungChanged, RungReport, RungStatistics, RuntimeStatistics
-from aula.serving.requests import check, work_of
+from aula.serving.requests import by_length, check, work_of
 from aula.serving.rules import Rules, groups_of
 from aula.serving.swap import Swap, swap
 from aula.serving.tasks import Task
@@ -268,7 +268,7 @@ class Runtime:
             _raise_fault(tickets, able, capability)
         place = group.place_of(tickets[0])
         why = next((ticket.why for ticket in tickets if not ticket.route.pinned), tickets[0].why)
-        return Outcome(self._value(group, capability, place, tickets, context), place.name, why)
+        return Outcome(self._value(group, capability, place, payload, tickets, context), place.name, why)
 
     async def _on_one_rung(
         self,
@@ -292,12 +292,20 @@ class Runtime:
         return [kept[index] for index in sorted(kept)]
 
     def _value(
-        self, group: Group, capability: Capability, place: Place, tickets: Sequence[Ticket], context: Context
+        self,
+        group: Group,
+        capability: Capability,
+        place: Place,
+        payload: Any,
+        tickets: Sequence[Ticket],
+        context: Context,
     ) -> Any:
         value = tickets[0].value
         match capability:
             case Capability.EMBED:
-                return value if len(tickets) == 1 else np.concatenate([ticket.value for ticket in tickets])
+                rows = np.empty((len(payload), *value.shape[1:]), value.dtype)
+                rows[by_length(payload)] = np.concatenate([ticket.value for ticket in tickets])
+                return rows
             case Capability.DETECT:
                 return LiveDetection(group, self.clock, place, value, context)
             case Capability.TRANSCRIBE:

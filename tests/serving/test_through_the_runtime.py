@@ -60,6 +60,12 @@ async def test_requests_that_wait_share_a_batch_and_come_apart_again(clock: Fake
     assert house.batches == [1, 3, 1], "the first at once; the rest behind it, by bucket"
 
 
+async def test_rows_come_in_the_order_of_their_texts(clock: FakeClock) -> None:
+    texts = ["ccc", "a", "e" * 300, "bb", "", "dddd"]
+    running = runtime(rung("best", House(clock)), clock=clock)
+    assert (await ask(running, texts)).value.ravel().tolist() == [3, 1, 300, 2, 0, 4]
+
+
 async def test_no_texts_are_no_rows(clock: FakeClock) -> None:
     assert (await ask(runtime(rung("best", House(clock)), clock=clock), [])).value.shape == (0, 1)
 
