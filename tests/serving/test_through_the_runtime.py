@@ -15,6 +15,7 @@ from aula.core.errors import (
     BackendError,
     DeadlineError,
     DeviceLostError,
+    DeviceMemoryError,
     EngineError,
     InputError,
     ModelNotFoundError,
@@ -113,6 +114,25 @@ async def test_a_breaker_opens_after_three_failures_and_closes_after_three_canar
         ("best", "open", "failures"),
         ("best", "closed", "canaries"),
     ]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), DeviceMemoryError("the card is full", next_step="wait")], ids=repr)
+async def test_a_full_memory_steps_down_at_once_and_is_tried_again_later(clock: FakeClock, error: Exception) -> None:
+    best = House(clock)
+    running = runtime(rung("best", best), rung("second", House(clock)), clock=clock)
+    await ask(running)
+    best.failure = error
+    assert (await ask(running)).why is Why.RETRIED
+    assert (await ask(running)).why is Why.OUT_OF_ORDER, "one full memory is enough"
+    assert running.events[-1].cause == "memory"
+    best.failure = None
+    clock.advance(4.0)
+    await work()
+    assert (await ask(running)).rung == "second"
+    for seconds in (1.0, 0.5, 0.5):
+        clock.advance(seconds)
+        await work()
+    assert (await ask(running)).rung == "best"
 
 
 async def test_a_model_with_a_sticky_error_is_loaded_anew(clock: FakeClock) -> None:

@@ -15,6 +15,7 @@ from aula.core.clock import Clock
 from aula.core.errors import (
     AulaError,
     BackendError,
+    DeviceMemoryError,
     EngineError,
     SettingsError,
     StorageError,
@@ -44,6 +45,8 @@ HUNG_S = 60.0
 """A run that takes so long, and HUNG_TIMES what was expected, will not come back. Adapting a recogniser to a course
 takes seconds; loads and builds may take minutes, and are not counted."""
 HUNG_TIMES = 20.0
+PRESSED_S = 5.0
+"""After a device's memory was full, until a canary may try it: whoever filled it has ended by then, or it says so."""
 
 
 @dataclass(slots=True, eq=False)
@@ -252,6 +255,8 @@ class Group:
             errors = [value for value in (*came.values, came.error) if isinstance(value, EngineError)]
             if errors:
                 place.broke(errors[0])
+                if any(isinstance(error, DeviceMemoryError) for error in errors):
+                    self._press(place)
             elif came.error is None:
                 place.unavailable = None
             place.served += sum(not isinstance(value, Exception) for value in came.values)
@@ -265,6 +270,17 @@ class Group:
             self.residence.renew(place)
         self.residence.let_go(place)
         self.tend()
+
+    def _press(self, place: Place) -> None:
+        """The device is full: whoever can be served lower goes there at once, and no canary adds to it for a while."""
+        ladder, name = self.ladders[place.capability], place.name
+
+        def look_again() -> None:
+            ladder.memory(name, pressed=False)
+            self.wake()
+
+        ladder.memory(name, pressed=True)
+        self._alarm.at(self.clock.now() + PRESSED_S, look_again)
 
     def _guard(self, batch: Batch, place: Place) -> None:
         if self.scheduler.workers.runs(batch):

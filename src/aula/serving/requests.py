@@ -23,7 +23,7 @@ def work_of(capability: Capability, payload: Any, context: Context) -> tuple[Tas
         case Capability.UNDERSTAND, str():
             return UNDERSTAND, [(max(1, len(payload)), (payload, context))]
         case Capability.EMBED, [*texts] if all(isinstance(text, str) for text in texts):
-            work = [(max(1, len(texts[index])), (texts[index],)) for index in by_length(texts)]
+            work: list[tuple[int, Any]] = [(max(1, len(texts[index])), (texts[index],)) for index in by_length(texts)]
             return EMBED, work or [(1, ())]
         case Capability.SPEAK, SpeakRequest():
             return SPEAK, [(1, (payload, context))]
