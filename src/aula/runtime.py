@@ -233,8 +233,10 @@ class Runtime:
         for group in dict.fromkeys(self._groups.values()):
             await group.close()
         self._alarm.close()
+        for thread in {place.thread for place in self._budget.places}:
+            await thread.drained()
         closed: set[int] = set()
-        for place in self._budget.places:
+        for place in list(self._budget.places):
             model = place.model
             if model is not None and id(model) not in closed and hasattr(model, "close"):
                 closed.add(id(model))

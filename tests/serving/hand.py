@@ -36,7 +36,7 @@ class HandThread(WorkerThread):
         HandThread.all.append(self)
 
     def post(self, job: Callable[[], None]) -> None:
-        assert not self._is_ending, "posted to a thread that ends"
+        assert not self.is_ending, "posted to a thread that ends"
         self.jobs.append(job)
 
     def run(self) -> bool:
@@ -46,8 +46,12 @@ class HandThread(WorkerThread):
             return True
         return False
 
+    async def drained(self) -> None:
+        if not self.is_ending:
+            await self.call(lambda: None)
+
     def stop(self) -> None:
-        self._is_ending = True
+        self.is_ending = True
 
 
 @contextmanager

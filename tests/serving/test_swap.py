@@ -126,6 +126,38 @@ async def test_a_swap_mends_an_open_breaker_at_once() -> None:
         assert running.events[-1].cause == "swap"
 
 
+async def test_closing_while_a_swap_is_under_way_ends_both() -> None:
+    with by_hand():
+        clock = FakeClock()
+        new = Named(clock, 2)
+        running = runtime(rung("best", Named(clock, 1)), clock=clock)
+        await _mark(running)
+        swapping = asyncio.ensure_future(running.swap(rung("best", new)))
+        await settle()
+        await _done(running.close())
+        await work()
+        assert swapping.done()
+        assert swapping.exception() is None or isinstance(swapping.exception(), RuntimeError)
+        assert new.is_closed or not new.loads
+
+
+async def test_a_swap_that_is_cancelled_leaves_the_old_one_and_may_be_tried_again() -> None:
+    with by_hand():
+        clock = FakeClock()
+        running = runtime(rung("best", Named(clock, 1)), clock=clock)
+        await _mark(running)
+        given_up = Named(clock, 2)
+        swapping = asyncio.ensure_future(running.swap(rung("best", given_up)))
+        await settle()
+        swapping.cancel()
+        await work()
+        assert swapping.cancelled()
+        assert await _mark(running) == 1
+        assert (await _done(running.swap(rung("best", Named(clock, 3))))).error is None
+        assert await _mark(running) == 3
+        assert given_up.is_closed or not given_up.loads
+
+
 async def test_only_a_rung_that_is_there_can_be_swapped_and_once_at_a_time() -> None:
     with by_hand():
         clock = FakeClock()

@@ -207,10 +207,11 @@ class Group:
     async def _room_then_work(self, batch: Batch, place: Place) -> None:
         try:
             await self.residence.make_room(place)
+            place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
         except AulaError as error:
             self._came_back(batch, place, _Came(unloadable=error))
-        else:
-            place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
+        except Exception as error:  # the thread has ended: whoever waits must hear of it all the same
+            self._came_back(batch, place, _Came(error=error))
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place) -> None:
         """In the place's thread."""

@@ -104,8 +104,9 @@ class Residence:
         def put_away() -> None:
             close_quietly(new.unload())  # in its thread, behind a load that may still be under way
 
-        new.thread.post(put_away)
-        new.thread.stop()
+        if not new.thread.is_ending:
+            new.thread.post(put_away)
+            new.thread.stop()
 
     def abandon(self, lost: WorkerThread, fresh: WorkerThread) -> None:
         """What lived in the lost thread is gone, streams and all; whoever serves there begins anew in another."""

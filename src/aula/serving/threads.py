@@ -18,14 +18,14 @@ class WorkerThread:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_lost = False
-        self._is_ending = False
+        self.is_ending = False
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._waiting: set[asyncio.Future[Any]] = set()
 
     def post(self, job: Callable[[], None]) -> None:
         """Run it when its turn comes; it must not raise. Raises RuntimeError once the thread was told to end."""
-        if self._is_ending:
+        if self.is_ending:
             raise RuntimeError(f"the worker {self.name!r} has ended")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=f"aula-{self.name}", daemon=True)
@@ -58,7 +58,7 @@ class WorkerThread:
 
     async def drained(self) -> None:
         """Return when it has nothing left to do."""
-        if self._thread is not None and not self._is_ending:
+        if self._thread is not None and not self.is_ending:
             await self.call(lambda: None)
 
     def lose(self) -> None:
@@ -70,9 +70,9 @@ class WorkerThread:
 
     def stop(self) -> None:
         """End it after the jobs that it has."""
-        if self._thread is not None and not self._is_ending:
+        if self._thread is not None and not self.is_ending:
             self._jobs.put(None)
-        self._is_ending = True
+        self.is_ending = True
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
