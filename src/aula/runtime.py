@@ -39,6 +39,7 @@ from aula.core.telemetry import (
     TENANT_SHARE,
     Telemetry,
 )
+from aula.core.traces import span
 from aula.core.types import Capability, Context, Outcome
 from aula.engine.precision import Progress
 from aula.scheduling.admission import Quotas
@@ -136,14 +137,17 @@ class Runtime:
         DeadlineError without one: it was left behind a second after its deadline. InputError for a context or a
         payload that cannot be; else the errors that belong to the request itself.
         """
-        with self._counted(capability, context):
+        told = {"tenant": str(context.tenant), "tier": str(context.tier)}
+        with self._counted(capability, context), span(str(capability), **told) as traced:
             check(context)
             self._rules.check(context.tenant)
             if context.deadline is not None and self.clock.now() >= context.deadline:
                 raise DeadlineError(
                     f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
                 ).refused("deadline")
-            return await self._serve(capability, payload, context)
+            outcome = await self._serve(capability, payload, context)
+            traced.tell(rung=outcome.rung, why=str(outcome.why))
+            return outcome
 
     async def warm(self, context: Context, capabilities: Iterable[Capability] = tuple(Capability)) -> None:
         """Load the best rung of each capability now, so that the first request does not pay for it."""

@@ -22,6 +22,7 @@ from aula.assistant.endpointing import Endpointer, EndpointingOptions, SpeechSta
 from aula.core.errors import AudioTooLongError, NothingHeardError
 from aula.core.settings import Settings
 from aula.core.telemetry import DRAFTS, TURN_SECONDS
+from aula.core.traces import span
 from aula.core.types import (
     SPEECH_RATE,
     Capability,
@@ -162,10 +163,13 @@ class Turn:
             raise NothingHeardError(
                 "no speech was found in the sound", next_step="speak closer to the microphone, or type: aula ask --text"
             )
-        transcript = await self._transcription.commit()
-        transcribed = self._clock.now()
-        prepared, drafted = await self._prepared(transcript)
-        first_audio = self._clock.now()
+        with span("turn", tenant=self._context.tenant) as traced:
+            with span("transcribe.commit"):
+                transcript = await self._transcription.commit()
+            transcribed = self._clock.now()
+            prepared, drafted = await self._prepared(transcript)
+            first_audio = self._clock.now()
+            traced.tell(drafted=drafted)
         self._dialogue.confirm(prepared)
         self._telemetry.add(DRAFTS, "hit" if drafted else "miss")
         self._telemetry.observe(TURN_SECONDS, first_audio - committed)
