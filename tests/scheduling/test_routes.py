@@ -161,6 +161,24 @@ STEP = st.one_of(
 )
 
 
+def _could_run(house: Pair) -> list[Ticket]:
+    """Tickets at the head of a lane whose best rung in time is on a worker that idles."""
+    workers, now = house.scheduler.workers, house.clock.now()
+    found = []
+    for tier in house.scheduler.queue.tiers.values():
+        for ticket in filter(None, (tier.head(key) for key in {one.lane for one in tier.waiting()})):
+            route = ticket.route
+
+            def in_time(name: str, ticket: Ticket = ticket, route: Route = route) -> bool:
+                wait_s = workers.free_in_s(route.ladder.worker_of[name], now)
+                return now + wait_s + route.costs.promise(name, ticket.bucket, 1) / 1e3 <= ticket.deadline
+
+            rung = route.choose(ticket.below, in_time)
+            if rung is not None and workers.idle(route.ladder.worker_of[rung]):
+                found.append(ticket)
+    return found
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(STEP, max_size=80))
 def test_on_named_workers_too_every_request_ends_once(steps: list[tuple[object, ...]]) -> None:
@@ -184,6 +202,7 @@ def test_on_named_workers_too_every_request_ends_once(steps: list[tuple[object, 
                 house.scheduler.wake()
         busy = Counter(batch.worker for batch in house.running)
         assert max(busy.values(), default=0) <= 1
+        assert not _could_run(house), "idle with admissible work"
     while house.running:
         end("fine")
     told = house.scheduler.statistics()
