@@ -99,11 +99,11 @@ class Runtime:
         rules = rules or Rules()
         rungs = rules.in_order(rungs)
         self._rules = rules
-        self._threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
+        threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
         self._groups: dict[Capability, Group] = {}
         quotas = Quotas(rules.quotas, rules.usual)
         for members in groups_of(rungs):
-            places = [Place(rung, self._threads[rung.worker]) for rung in members]
+            places = [Place(rung, threads[rung.worker]) for rung in members]
             group = Group(
                 places,
                 self.clock,

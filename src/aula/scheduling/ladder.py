@@ -95,13 +95,6 @@ class Ladder:
         self._override: str | None = None
         self._on_change = on_change
 
-    def choose(self, below: int = 0, fits: Callable[[str], bool] | None = None) -> str | None:
-        """The best rung that is in order and quick enough, from index `below` on."""
-        for name in self.names[below:]:
-            if self.usable(name) and (fits is None or fits(name)):
-                return name
-        return None
-
     def usable(self, name: str) -> bool:
         """An operator's override names the one rung that serves, whatever its breaker says."""
         return name == self._override if self._override is not None else self._rungs[name].state is Breaker.CLOSED

@@ -7,40 +7,22 @@ runs. `start` is handed a batch, must return at once, and whoever runs the batch
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from aula.core.clock import Clock
 from aula.core.errors import EngineError, InputError
-from aula.scheduling.admission import Quotas, predicted_finish_s
+from aula.scheduling.admission import Quotas
 from aula.scheduling.batching import Batch, next_batch
-from aula.scheduling.ladder import Ladder
+from aula.scheduling.prediction import no_rung, predicted_refusal, unit_ms
 from aula.scheduling.queue import Queue
 from aula.scheduling.routes import Route
+from aula.scheduling.statistics import SchedulerStatistics
 from aula.scheduling.tickets import Reason, Refusal, State, Ticket
 from aula.scheduling.workers import Workers
 
 SLOWER = 1.5
 """A rung is blamed for a missed deadline when its batch took that much longer than predicted, not where work waited."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """submitted = answered + refused + failed + cancelled + waiting + running. `late` ones are among the answered."""
-
-    submitted: int
-    answered: int
-    late: int
-    refused: Mapping[str, int]
-    failed: int
-    cancelled: int
-    waiting: int
-    running: int
-    batches: int
-    retried: int
-    served_by: Mapping[str, int]
-    tier_ms: Mapping[str, float]
 
 
 class Scheduler:
@@ -95,12 +77,12 @@ class Scheduler:
         until = math.inf if deadline is None else deadline
         ticket = Ticket(route, tenant, tier, route.costs.bucket_of(size), until, now, payload, on_done, is_part)
         self._counts["submitted"] += 1
-        prediction = self._predict(ticket, now)
-        refusal = None if is_part else self._quotas.check(tenant, now) or prediction
-        if refusal is not None:
-            self._refuse(ticket, refusal, now)
-            return ticket
+        ticket.unit_ms = unit_ms(ticket)
         if not is_part:
+            refusal = self._quotas.check(tenant, now) or predicted_refusal(ticket, self.queue, self.workers, now)
+            if refusal is not None:
+                self._refuse(ticket, refusal, now)
+                return ticket
             self._quotas.enter(tenant, now)
         self.queue.tiers[tier].push(ticket)
         self._pump()
@@ -165,6 +147,19 @@ class Scheduler:
                 self.queue.tiers[ticket.tier].push(ticket)
         self._pump()
 
+    def give_up(self, batch: Batch, error: Exception) -> None:
+        """The rung could not be loaded for a reason that somebody can mend: said at once, hidden by no other rung."""
+        self._ends(batch)
+        if batch.is_canary:
+            batch.route.ladder.canary(batch.rung, good=False)
+        else:
+            self._pay(batch, 0.0)
+        for ticket in batch.tickets:
+            if ticket.state is State.RUNNING:
+                ticket.error = error
+                self._end(ticket, State.FAILED)
+        self._pump()
+
     def wake(self) -> None:
         """Look again: a canary may be due, or a rung may have changed."""
         self._pump()
@@ -185,33 +180,6 @@ class Scheduler:
             served_by=MappingProxyType(dict(self._served_by)),
             tier_ms=MappingProxyType(dict(self._tier_ms)),
         )
-
-    def _predict(self, ticket: Ticket, now: float) -> Refusal | None:
-        """Would it be in time on any rung?"""
-        route = ticket.route
-        soonest = math.inf
-        idle: list[str] = []
-        for name in route.ladder.names:
-            if route.admits(name):
-                worker = route.ladder.worker_of[name]
-                ticket.unit_ms = route.costs.unit(name, ticket.bucket)
-                free_in_s = self.workers.free_in_s(worker, now)
-                if free_in_s == 0.0 and not self.queue.tiers[ticket.tier].length:
-                    idle.append(name)
-                wait = predicted_finish_s(ticket, self.queue, name, self.workers.capacity[worker], free_in_s)
-                if now + wait <= ticket.deadline:
-                    return None
-                soonest = min(soonest, wait)
-        if soonest == math.inf:
-            return self._no_rung(route.ladder, now)
-        for name in () if ticket.is_part else idle:
-            route.costs.relax(name, ticket.bucket)
-        # As much later as it would be late, and never "at once".
-        return Refusal(Reason.PREDICTED_LATE, max(0.001, min(soonest, now + soonest - ticket.deadline)))
-
-    def _no_rung(self, ladder: Ladder, now: float) -> Refusal:
-        due = ladder.next_canary()
-        return Refusal(Reason.NO_RUNG, max(0.001, due - now) if due < math.inf else 1.0)
 
     def _pump(self) -> None:
         """Give idle workers what is there. A `start` that finishes at once comes back here, and is not nested."""
@@ -256,26 +224,13 @@ class Scheduler:
             return
         self._leave(ticket)
         gone = ticket.route.choose(ticket.below) is None
-        refusal = self._no_rung(ticket.route.ladder, now) if gone else Refusal(Reason.PREDICTED_LATE, 0.001)
+        refusal = no_rung(ticket.route.ladder, now) if gone else Refusal(Reason.PREDICTED_LATE, 0.001)
         self._refuse(ticket, refusal, now)
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Out of the queue before anybody hears of it: whoever hears may submit again at once."""
         ticket.state = State.RUNNING
         self.queue.tiers[ticket.tier].leave(ticket)
-
-    def give_up(self, batch: Batch, error: Exception) -> None:
-        """The rung could not be loaded for a reason that somebody can mend: said at once, hidden by no other rung."""
-        self._ends(batch)
-        if batch.is_canary:
-            batch.route.ladder.canary(batch.rung, good=False)
-        else:
-            self._pay(batch, 0.0)
-        for ticket in batch.tickets:
-            if ticket.state is State.RUNNING:
-                ticket.error = error
-                self._end(ticket, State.FAILED)
-        self._pump()
 
     def _ends(self, batch: Batch) -> None:
         if not self.workers.end(batch):

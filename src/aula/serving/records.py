@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from aula.core.errors import AulaError
 from aula.core.types import Capability, RungInfo
-from aula.scheduling.scheduler import SchedulerStatistics
+from aula.scheduling.statistics import SchedulerStatistics
 
 
 @dataclass(frozen=True, slots=True)
