@@ -68,8 +68,11 @@ class Alarm:
             call, bell.call = bell.call, None
             if call is None:
                 self._silent -= 1
-            else:
+                continue
+            try:
                 call()
+            except Exception as error:  # a defect, said aloud; the others are called all the same
+                asyncio.get_running_loop().call_exception_handler({"message": f"{call} failed", "exception": error})
         while self._bells and self._bells[0][2].call is None:
             heapq.heappop(self._bells)
             self._silent -= 1
