@@ -31,6 +31,7 @@ RECORDS = [
     "TranscribeRequest",
     "Transcript",
     "Understanding",
+    "Why",
 ]
 ASK_JSON = [
     "transcript",

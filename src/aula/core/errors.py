@@ -36,18 +36,29 @@ An interrupt (Ctrl-C) ends with 130, as shells expect.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 
 class AulaError(Exception):
     """A failure a user can act on: what was wrong, what there is instead, what to do next."""
 
     exit_code = 1
+    reason: str | None = None
+    """Why it was refused, where nothing was tried: a word of the metrics. None is a failure."""
+    retry_after_s: float | None = None
+    """Seconds after which asking again makes sense; None where it never does."""
 
     def __init__(self, what: str, *, next_step: str, available: Sequence[str] = ()) -> None:
         super().__init__(what)
         self.what = what
         self.available = tuple(available)
         self.next_step = next_step
+
+    def refused(self, reason: str, retry_after_s: float | None = None) -> Self:
+        """Mark it as a refusal: nothing was tried."""
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        return self
 
     def __str__(self) -> str:
         parts = [self.what.rstrip(".") + "."]
@@ -176,5 +187,4 @@ class OverloadError(AulaError):
 
     def __init__(self, what: str, *, reason: str, retry_after_s: float, next_step: str) -> None:
         super().__init__(what, next_step=next_step)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.refused(reason, retry_after_s)

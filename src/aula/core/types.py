@@ -145,12 +145,24 @@ class Answer:
     slower: bool = False
 
 
+class Why(StrEnum):
+    """Why a rung served: it is the best of its ladder, or what kept the best from it."""
+
+    BEST = "best"
+    LANGUAGE = "language"
+    OUT_OF_ORDER = "out_of_order"
+    RETRIED = "retried"
+    TIME = "time"
+    OVERRIDE = "override"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A result of the runtime, and the rung that served it."""
+    """A result of the runtime, the rung that served it, and why that one."""
 
     value: Any
     rung: str
+    why: Why = Why.BEST
 
 
 @dataclass(frozen=True, slots=True)
