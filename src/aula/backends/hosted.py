@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aula.backends.device_tensor import numpy_dtype
 from aula.backends.hosting.keeper import Keeper
 from aula.backends.hosting.line import Line
 from aula.backends.hosting.records import HostChange, HostHealth, Hosting, HostStatistics
@@ -111,7 +112,7 @@ class HostedSession(Session):
 
     def _fits(self, spec: TensorSpec, array: NDArray[Any]) -> bool:
         # Some engines narrow whole numbers; the process knows which, and refuses the rest.
-        return spec.admits(array.shape) and np.can_cast(array.dtype, np.dtype(spec.dtype), "same_kind")
+        return spec.admits(array.shape) and np.can_cast(array.dtype, numpy_dtype(spec.dtype), "same_kind")
 
     def _close(self) -> None:
         self._finalizer()

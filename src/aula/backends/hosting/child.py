@@ -93,6 +93,8 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(descriptor, False)
     os.dup2(2, 1)
     faulthandler.enable()
+    # Dumping the memory of an engine takes seconds, and the host would hear of the death only after them.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST, encoding="ascii")
     wire = Wire(socket.socket(fileno=connection))

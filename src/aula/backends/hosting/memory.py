@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,10 @@ class SharedMemory:
             return
         size = max(wanted, 2 * self.bytes)
         try:
-            # Pages are taken now, where a refusal is an error; later it would be a SIGBUS.
+            if wanted > (free := _available_bytes()):
+                # Pages are taken when they are written, and nobody is asked then: the system ends a process.
+                raise OSError(f"{free} are free")
             os.ftruncate(self.descriptor, size)
-            os.posix_fallocate(self.descriptor, self.bytes, size - self.bytes)
             self._remap(size)
         except (OSError, OverflowError, ValueError) as error:
             with contextlib.suppress(OSError):
@@ -126,6 +128,15 @@ def _nameless() -> int:
         return os.memfd_create("aula-tensors", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:  # has no name either, where the system is no Linux
         return os.dup(file.fileno())
+
+
+def _available_bytes() -> int:
+    """What can be had without swapping (proc_meminfo(5)); where the system does not tell, an address space."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 1 << 47
 
 
 def _refused(size: int, error: Exception) -> BackendError:

@@ -20,8 +20,8 @@ from aula.backends.hosting.wire import Kind, Layout, Message, Wire, decode, enco
 from aula.backends.session import Tensors
 from aula.core.errors import BackendError, ProcessHungError, ProcessLostError, ProcessMemoryError
 
-_LINES, _CHARACTERS = 5, 300
-"""Of standard error, in an error: enough for a traceback's end."""
+_LINES, _CHARACTERS = 12, 300
+"""Of standard error, in an error: enough for the end of a traceback."""
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
