@@ -7,13 +7,16 @@ import signal
 import sys
 import threading
 from enum import IntEnum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aula.backends.session import Session, SessionOptions, StatePair, Tensors
+from aula.backends.selecting import SelectingSession
+from aula.backends.session import Session, SessionOptions, StatePair, Tensors, open_session
+from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError, DeviceLostError
 from aula.core.types import TensorSpec
 from tests.backends.fake_tensorrt import Output
@@ -130,6 +133,16 @@ def load_once(marker: Path) -> Session:
     if times == 1:
         refuse()
     return OddSession()
+
+
+def several_sizes(path: Path) -> Session:
+    """Of one graph: for one row, and for up to eight."""
+    bounds: dict[str, Bounds] = {"one": {"x": ((1, 1), (4, 4))}, "many": {"x": ((1, 8), (4, 4))}}
+    openers = {
+        name: partial(open_session, "onnxruntime", path, SessionOptions(threads=1, bounds=limits))
+        for name, limits in bounds.items()
+    }
+    return SelectingSession(bounds, openers)
 
 
 def fake_plan(folder: Path, *, stateful: bool = False, lost_after: int | None = None) -> Session:

@@ -38,6 +38,7 @@ from tests.backends.hosting.odd_engines import (
     old_plan,
     refuse,
     refuse_oddly,
+    several_sizes,
 )
 
 HOSTED = SessionOptions(threads=1, hosted=Hosting())
@@ -144,6 +145,17 @@ def test_what_open_session_refuses_is_refused_alike(tmp_path: Path) -> None:
                 open_session(backend, tmp_path / name, options)
             told.append((str(caught.value), caught.value.available))
         assert told[0] == told[1]
+
+
+def test_engines_of_several_sizes_live_in_one_process(host: Host, tmp_path: Path) -> None:
+    session = host(partial(several_sizes, doubling(tmp_path / "model.onnx", "rows", 4)))
+    for rows in (1, 5, 1):
+        tensors = floats(rows, 4, seed=rows)
+        np.testing.assert_array_equal(session.run(tensors)["y"], 2 * tensors["x"])
+    with pytest.raises(BackendError, match="no profile of this engine holds") as caught:
+        session.run(floats(9, 4))
+    assert len(caught.value.available) == 2
+    assert session.statistics().starts == 1
 
 
 def test_loaders_errors_keep_their_type(host: Host) -> None:
