@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
+from typing import TYPE_CHECKING
 
 from aula.core.errors import SettingsError
-from aula.core.settings import Settings
+
+if TYPE_CHECKING:
+    from aula.core.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Hosting:
     load_s: float = 300.0
     close_s: float = 5.0
     memory_bytes: int = 0
-    settled_s: float = 2.0
+    settled_s: float = 0.5
     wait_s: float = 0.1
     longest_wait_s: float = 30.0
 
@@ -43,7 +46,7 @@ class Hosting:
             raise SettingsError(f"memory_bytes is {self.memory_bytes}", next_step="give bytes, or 0 for no limit")
 
 
-def hosting_for(settings: Settings, device: str) -> Hosting | None:
+def hosting_for(settings: "Settings", device: str) -> Hosting | None:
     """What the operator's setting `isolate` says of engines for a "cpu" or a "gpu"; None: in this process."""
     return Hosting() if settings.text("isolate") in ("always", device) else None
 
