@@ -14,7 +14,7 @@ from aula.core.settings import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
-WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md"]
+WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md", "docs/isolation.md"]
 
 
 def render_cli() -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,67 @@ def test_a_session_closed_in_the_middle_of_a_run_ends_it(host: Host, gate: Path)
     assert ended(pid)
     assert isinstance(heard[0], ProcessLostError)
     assert "closed" in str(heard[0])
+
+
+def test_an_answer_that_nobody_took_is_not_taken_for_the_next(host: Host) -> None:
+    session = host()
+    process = session._keeper.process()
+    process.send_run(x(5), reset=False)  # and whoever sent this is interrupted before he waits
+    assert session.run(x(7))["y"] == 14
+    assert session.run(x(8))["y"] == 16
+
+
+def test_an_interrupt_gives_the_run_up_and_harms_nobody_else(
+    host: Host, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = host()
+    process = session._keeper.process()
+    answer = process.answer
+
+    def interrupted(left: Callable[[], float]) -> Any:
+        monkeypatch.setattr(process, "answer", answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(x(Odd.WAIT))
+    gate.write_bytes(b"!")
+    assert session.run(x(7))["y"] == 14
+    monkeypatch.setattr(process, "send_run", lambda *_, **__: interrupted(lambda: 0.0))
+    with pytest.raises(KeyboardInterrupt):
+        session.run(x(7))
+    _whole_again(session, deaths=1)
+    assert session.run(x(8))["y"] == 16
+
+
+def test_where_no_process_can_be_started_it_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(BackendError, match=r"no process can be started.*temporarily unavailable"):
+        host()
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(BackendError, match="POSIX"):
+        host()
+
+
+def test_a_host_that_cannot_start_it_anew_tries_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = host(wait_s=0.01)
+    start = process_module._start
+    times = iter([True, True, False])
+
+    def sometimes(*arguments: int) -> Any:
+        if next(times, False):
+            raise OSError(24, "Too many open files")
+        return start(*arguments)
+
+    monkeypatch.setattr(process_module, "_start", sometimes)
+    with pytest.raises(ProcessLostError):
+        session.run(x(Odd.KILLED))
+    _whole_again(session, deaths=3)
+    assert "Too many open files" in session.health().last_death
+    assert session.run(x(7))["y"] == 14
 
 
 def test_a_listener_may_close_the_session(host: Host) -> None:

@@ -116,7 +116,7 @@ class Keeper:
         return process.shared_bytes if process is not None else 0
 
     def close(self) -> None:
-        """End the process: politely, or at once where a run is in it. Lawful twice, and from any thread."""
+        """End the process: politely, or at once where it is busy. Lawful twice, and from any thread."""
         if os.getpid() != self._owner:
             return  # a fork's copy ends nothing that is not its own
         self._closing = True
@@ -186,7 +186,7 @@ class Keeper:
                     f"the engine's process was ended: {reason}", next_step="allow more (Hosting.load_s), or aula doctor"
                 )
             try:
-                answer = process.wire.receive(0.0)
+                answer = process.answer(lambda: 0.0)
             except TimeoutError:
                 continue
             if answer is None:
@@ -217,7 +217,7 @@ class Keeper:
     def _bury(self, process: EngineProcess) -> str:
         patience = _LAST_WORDS_SECONDS
         if self._closing and not process.reason:
-            if self._line.taken:
+            if self._line.taken or self._state is not HostState.READY:
                 process.end("the session was closed")
             else:
                 process.hang_up()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ class EngineProcess:
         self._cut = b""
         self._talks = True
         self._kills_before = _out_of_memory_kills()
+        try:
+            self._begin()
+        except OSError as error:
+            raise BackendError(
+                f"no process can be started for the engine ({error})",
+                next_step="allow more processes (ulimit -u) or file descriptors (ulimit -n), or set isolate = never",
+            ) from error
+
+    def _begin(self) -> None:
         with contextlib.ExitStack() as undo:
             self._inputs = SharedMemory.create()
             undo.callback(self._inputs.close)
@@ -89,13 +99,18 @@ class EngineProcess:
 
     # Speaking.
 
-    def send(self, kind: Kind, body: bytes = b"", *, reset: bool = False) -> int:
-        """The serial number of the message. Raises OSError where the process is gone."""
+    def send(self, kind: Kind, body: bytes = b"", *, reset: bool = False) -> None:
+        """Raises OSError where the process is gone."""
         self._serial += 1
         self.wire.send(Message(self._serial, kind, body, reset))
-        return self._serial
 
-    def send_run(self, tensors: Tensors, *, reset: bool) -> int:
+    def answer(self, left: Callable[[], float]) -> Message | None:
+        """To what was sent last; None where the process is gone. Raises TimeoutError when no seconds are left."""
+        while (message := self.wire.receive(left())) is not None and message.serial != self._serial:
+            pass  # for somebody who was interrupted while he waited
+        return message
+
+    def send_run(self, tensors: Tensors, *, reset: bool) -> None:
         """Raises BackendError where there is no memory for them, OSError where the process is gone."""
         shapes = [(name, array.dtype, array.shape) for name, array in tensors.items()]
         if shapes != self._shapes:
@@ -107,7 +122,7 @@ class EngineProcess:
             self._shapes = shapes
         for place, array in zip(self._places, tensors.values(), strict=True):
             place[...] = array
-        return self.send(Kind.RUN, self._request, reset=reset)
+        self.send(Kind.RUN, self._request, reset=reset)
 
     def produced(self, body: bytes) -> dict[str, NDArray[Any]]:
         """Copies of what the last run made; the next one writes there again."""
@@ -206,21 +221,15 @@ def _start(connection: int, inputs: int, outputs: int, errors: int) -> "subproce
     multiprocessing, which would import the caller's main module."""
     path = os.pathsep.join(dict.fromkeys(part or str(Path.cwd()) for part in sys.path))
     command = [sys.executable, "-P", "-m", "aula.backends.hosting.child"]
-    try:
-        return subprocess.Popen(  # noqa: S603 - words of our own
-            [*command, *map(str, (connection, inputs, outputs, os.getpid()))],
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=(connection, inputs, outputs),
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C in a terminal is the host's alone
-        )
-    except OSError as error:
-        raise BackendError(
-            f"no process can be started for the engine ({error})",
-            next_step="allow more processes (ulimit -u) or file descriptors (ulimit -n), or set isolate = never",
-        ) from error
+    return subprocess.Popen(  # noqa: S603 - words of our own
+        [*command, *map(str, (connection, inputs, outputs, os.getpid()))],
+        stdin=subprocess.DEVNULL,
+        stdout=errors,
+        stderr=errors,
+        pass_fds=(connection, inputs, outputs),
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C in a terminal is the host's alone
+    )
 
 
 def _check_system() -> None:

@@ -122,7 +122,7 @@ class Runs:
         """Wait for the answer to a run that nobody waits for any more; it must come by the moment `owed`."""
         until = owed if deadline is None else min(owed, deadline)
         try:
-            answer = process.wire.receive(until - self._clock.now())
+            answer = process.answer(lambda: until - self._clock.now())
         except TimeoutError:
             if until < owed:
                 raise _late("while the engine was busy with a run that came too late") from None
@@ -137,7 +137,7 @@ class Runs:
         self._note_fatal(process, answer)
         self._keeper.process()
 
-    def _exchange(self, process: EngineProcess, send: Callable[[], object], deadline: float | None) -> Message:
+    def _exchange(self, process: EngineProcess, send: Callable[[], None], deadline: float | None) -> Message:
         hang_at = self._clock.now() + self._hosting.hang_s
         until = hang_at if deadline is None else min(hang_at, deadline)
         try:
@@ -150,7 +150,7 @@ class Runs:
             process.end("the run was interrupted while it was sent")
             raise
         try:
-            answer = process.wire.receive(until - self._clock.now())
+            answer = process.answer(lambda: until - self._clock.now())
         except TimeoutError:
             if until < hang_at:
                 self._abandon(process, hang_at)
