@@ -180,8 +180,8 @@ class Keeper:
             self._hear_bell()
             if not in_time:
                 reason = f"it did not load its engine within {self._hosting.load_s:g} s"
-                process.end(reason)
                 self.counts["hung"] += 1
+                process.end(reason)
                 return ProcessHungError(
                     f"the engine's process was ended: {reason}", next_step="allow more (Hosting.load_s), or aula doctor"
                 )
@@ -209,10 +209,11 @@ class Keeper:
 
     def hung(self, process: EngineProcess) -> None:
         """It gave no answer within the limit: end it."""
-        if not process.reason:
-            self.counts["hung"] += 1
-            process.hung = True
-        process.end(f"it gave no answer for {self._hosting.hang_s:g} s")
+        with self._news:  # whoever waited and the keeper may both find out
+            if not process.reason:
+                self.counts["hung"] += 1
+                process.hung = True
+            process.end(f"it gave no answer for {self._hosting.hang_s:g} s")
 
     def _bury(self, process: EngineProcess) -> str:
         patience = _LAST_WORDS_SECONDS

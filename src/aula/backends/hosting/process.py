@@ -59,7 +59,8 @@ class EngineProcess:
         self._shapes: list[Any] = []
         self._request = b""
         self._places: list[NDArray[Any]] = []
-        self._reply, self._produced = b"", {}  # type: ignore[var-annotated]
+        self._reply = b""
+        self._produced: dict[str, NDArray[Any]] = {}
         self._said: deque[str] = deque(maxlen=_LINES)
         self._cut = b""
         self._talks = True
@@ -219,7 +220,7 @@ class EngineProcess:
 def _start(connection: int, inputs: int, outputs: int, errors: int) -> "subprocess.Popen[bytes]":
     """A fresh interpreter with this one's search path. Neither a fork, which CUDA and threads do not survive, nor
     multiprocessing, which would import the caller's main module."""
-    path = os.pathsep.join(dict.fromkeys(part or str(Path.cwd()) for part in sys.path))
+    path = os.pathsep.join(dict.fromkeys(str(part or Path.cwd()) for part in sys.path))
     command = [sys.executable, "-P", "-m", "aula.backends.hosting.child"]
     return subprocess.Popen(  # noqa: S603 - words of our own
         [*command, *map(str, (connection, inputs, outputs, os.getpid()))],
