@@ -26,6 +26,7 @@ class Setting:
     help: str
     least: float | None = None
     greatest: float | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
@@ -53,6 +54,10 @@ class Setting:
             ) from error
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             self._check_range(value, origin)
+        if self.choices and value not in self.choices:
+            raise SettingsError(
+                f"{self.name} is {value!r} in {origin}", available=self.choices, next_step="choose one of these"
+            )
         return value
 
     def _check_range(self, value: float, origin: str) -> None:
@@ -96,6 +101,12 @@ TABLE: tuple[Setting, ...] = (
     Setting("home", "", "folder for courses, engines and caches; empty: the user's data folder"),
     Setting("course", "mechanics-en", "the course that questions go to when no --course is given"),
     Setting("threads", 0, "threads an engine may use; 0: one per physical core", 0, 256),
+    Setting(
+        "isolate",
+        "gpu",
+        "which engines get a process of their own, that may die alone: never, gpu or always",
+        choices=("never", "gpu", "always"),
+    ),
     Setting("vad.start", 0.5, "speech probability at which speech begins", 0.05, 0.99),
     Setting("vad.end", 0.35, "speech probability under which speech may end; below vad.start", 0.01, 0.95),
     Setting("vad.start_ms", 64, "how long the probability must stay above vad.start", 32, 2000),
