@@ -1,8 +1,9 @@
 """Whisper as two recipes, from a Hugging Face folder: tiny to large-v3 and turbo, multilingual and English-only.
 
 The parts: `whisper_config` sizes and weights, `whisper_tokens` special tokens and rules, `whisper_mel` the front end,
-`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the greedy loop,
-`whisper_clips` real sound and its texts, `whisper_task` what int8 is calibrated on and judged by.
+`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the loop,
+`whisper_choice` choices outside the graph, `whisper_clips` real sound and its texts, `whisper_task` what int8 is
+calibrated on and judged by.
 """
 
 import json
@@ -35,6 +36,13 @@ QUESTION_SLOTS = 64
 
 MOST_ROWS = 8
 """Utterances that one run of the decoder serves on a CPU."""
+
+
+def _fixed(size: int) -> Size:
+    return Size(size, size, size)
+
+
+ONE = _fixed(1)
 
 
 def whisper_model(
@@ -162,25 +170,32 @@ def decoder_recipe(
     def proof(inputs: Arrays) -> Arrays:
         return {name: array for name, array in reference.decode(inputs).items() if name != "next"}
 
-    def profile(name: str, rows: Size, tokens: Size, slots: Size, positions: Size) -> Profile:
-        return Profile(name, {"rows": rows, "tokens": tokens, "slots": slots, "positions": positions})
+    def profile(name: str, rows: Size, slots: Size, positions: Size, **more: Size) -> Profile:
+        sizes = {"rows": rows, "tokens": ONE, "answers": ONE, "slots": slots, "positions": positions, **more}
+        return Profile(name, sizes)
 
-    one = _fixed(1)
     return Recipe(
         name=name,
-        revision=2,
+        revision=3,
         sources=_sources(checkpoint),
         write_graph=lambda: write_decoder(config, load_weights(checkpoint, shapes)),
         example=lambda sizes, generator: decoder_example(config, sizes, generator),
         reference=proof,
         profiles=(
-            profile("step", one, one, _fixed(slots), Size(1, heard, whole)),
-            profile("long", one, one, Size(1, most, most), Size(1, heard, whole)),
-            profile("prompt", one, Size(2, 4, 16), Size(16, slots, slots), Size(1, heard, whole)),
-            profile("window", one, one, _fixed(slots), _fixed(whole)),
-            profile("rows", Size(1, 4, MOST_ROWS), one, _fixed(slots), Size(1, heard, heard)),
+            profile("step", ONE, _fixed(slots), Size(1, heard, whole)),
+            profile("long", ONE, Size(1, most, most), Size(1, heard, whole)),
+            profile(
+                "prompt",
+                ONE,
+                Size(16, slots, slots),
+                Size(1, heard, whole),
+                tokens=Size(2, 4, 16),
+                answers=Size(1, 2, 16),
+            ),
+            profile("window", ONE, _fixed(slots), _fixed(whole)),
+            profile("rows", Size(1, 4, MOST_ROWS), _fixed(slots), Size(1, heard, heard)),
         ),
-        limits={"tokens": most, "slots": most, "positions": whole},
+        limits={"tokens": most, "answers": most, "slots": most, "positions": whole},
         unproven=("next",),
         task=task,
         written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
@@ -189,13 +204,9 @@ def decoder_recipe(
     )
 
 
-def _fixed(size: int) -> Size:
-    return Size(size, size, size)
-
-
 def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:
-    """Random tokens and caches; every row but the first has fewer slots filled and hears less."""
-    rows, tokens = sizes["rows"], sizes["tokens"]
+    """Random tokens, places and caches; every row but the first has fewer slots filled and hears less."""
+    rows, tokens, answers = sizes["rows"], sizes["tokens"], sizes["answers"]
     room = min(sizes["slots"], config.max_target_positions - tokens)
     position = np.full(rows, max(0, room - 1), dtype=np.int64)
     heard = np.full(rows, sizes["positions"], dtype=np.int64)
@@ -206,7 +217,8 @@ def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: 
         "tokens": generator.integers(0, config.vocab_size, (rows, tokens), dtype=np.int64),
         "position": position,
         "heard": heard,
-        "rule": generator.integers(0, len(RULES), (rows, tokens), dtype=np.int64),
+        "places": np.sort(generator.integers(0, tokens, (rows, answers), dtype=np.int64), axis=1),
+        "rule": generator.integers(0, len(RULES), (rows, answers), dtype=np.int64),
     }
     lengths = {"past": sizes["slots"], "cross": sizes["positions"]}
     for layer in range(config.decoder_layers):
