@@ -123,7 +123,8 @@ class WhisperDecoding:
             token, likelihood = answers.choice(accepted, tokens)
             tokens.append(token)
             likelihoods.append(likelihood)
-            if accepted == len(draft) or token != draft[accepted] or token == end:
+            right = accepted < len(draft) and token == draft[accepted] != end
+            if not right or (give_up and give_up(tokens)):
                 break
             accepted += 1
         # 2. Slots beyond what was accepted are overwritten.
