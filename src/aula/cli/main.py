@@ -19,6 +19,7 @@ from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
 from aula.cli.simulate import simulate
+from aula.cli.transcribe import transcribe
 
 EXIT_CODES = """\b
 Exit codes:
@@ -56,6 +57,7 @@ def cli() -> None:
 
 for command in (
     ask,
+    transcribe,
     course,
     doctor,
     demo,
