@@ -1,7 +1,6 @@
 """The greedy loop over Whisper's engines: listen once, then write tokens, from a draft if there is one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,12 @@ from aula.core.errors import EngineError
 from aula.core.types import Float32
 from aula.models.whisper_choice import Choose
 from aula.models.whisper_config import WhisperConfig
-from aula.models.whisper_tokens import RULES, SpecialTokens
+from aula.models.whisper_text import LANGUAGE, TEXT, Text, Written
+
+__all__ = ["WhisperDecoding", "Written"]
 
 SLOT_STEP = 64
 """Slots grow by this many; a graph compiled for few shapes serves them all."""
-
-_ANY, _TEXT, _FIRST, _LANGUAGE = range(len(RULES))
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Tokens after the prompt, the end token left out; `logprobs` are natural logarithms, that of the end included.
-
-    `accepted` of the draft's tokens stood; `runs` is how often the decoder ran; `finished`: the end token came;
-    `no_speech`: how likely nobody speaks, as the model told at the start token (0 for a model without such a token).
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    accepted: int
-    runs: int
-    finished: bool
-    no_speech: float = 0.0
-
-    @property
-    def mean_logprob(self) -> float:
-        """Over the tokens and the end."""
-        return sum(self.logprobs) / (len(self.tokens) + 1)
 
 
 class WhisperDecoding:
@@ -56,7 +34,6 @@ class WhisperDecoding:
         self, config: WhisperConfig, encoder: Session, decoder: Session, *, steps: Sequence[Session] = ()
     ) -> None:
         self._config = config
-        self._special = SpecialTokens.of(config.vocab_size)
         self._encoder, self._decoder = encoder, decoder
         self._steps = tuple(steps)
         self._stepping = decoder
@@ -67,7 +44,7 @@ class WhisperDecoding:
         self._position = np.zeros(1, dtype=np.int64)
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._place = np.zeros((1, 1), dtype=np.int64)
-        self._rule = np.full((1, 1), _TEXT, dtype=np.int64)
+        self._rule = np.full((1, 1), TEXT, dtype=np.int64)
         self._inputs: dict[str, NDArray[Any]] = {}
 
     def listen(self, mel: Float32) -> None:
@@ -80,7 +57,7 @@ class WhisperDecoding:
     def language(self, start: int) -> tuple[int, float]:
         """The likeliest language token and its probability among the languages."""
         self._position[0] = 0
-        made = self._read([start], [0], [_LANGUAGE])
+        made = self._read([start], [0], [LANGUAGE])
         self._position[0] = 0
         return int(made["next"][0, 0]), float(np.exp(made["logprob"][0, 0]))
 
@@ -94,56 +71,18 @@ class WhisperDecoding:
         choose: Choose | None = None,
         give_up: Callable[[Sequence[int]], bool] | None = None,
     ) -> Written:
-        """The text of at most `limit` tokens: the greedy one, or what `choose` makes of the logits. A draft never
-        changes it: it only saves runs where it is right. `give_up` looks at the tokens after each step, and ends the
-        text where it is true."""
-        if not prompt:
-            raise EngineError("Whisper needs a prompt", next_step="begin with the start token")
-        limit = min(limit, self._config.max_target_positions - len(prompt))
-        if limit < 1:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room among {self._config.max_target_positions}",
-                next_step="shorten the prompt, or ask for at least one token",
-            )
-        draft = list(draft)[: max(0, limit - 1)]
-        # 1. Prompt and draft in one run; what follows the start token tells whether anybody speaks.
-        first = len(prompt) - 1
-        start = self._special.start if self._special is not None else -1
-        watched = [prompt.index(start)] if start in prompt else []
-        places = [*watched, *range(first, first + len(draft) + 1)]
-        rules = [_ANY] * len(watched) + [_FIRST] + [_TEXT] * len(draft)
+        """The text of at most `limit` tokens; see `Text`."""
+        text = Text(self._config, prompt, end, limit=limit, draft=draft, choose=choose, give_up=give_up)
+        # 1. Prompt and draft in one run; slots beyond what is accepted are overwritten.
         self._position[0] = 0
-        made = self._read([*prompt, *draft], places, rules)
-        no_speech = self._no_speech(made["logits"][0, 0]) if watched else 0.0
-        answers = _Answers(made, len(watched), choose)
-        tokens: list[int] = []
-        likelihoods: list[float] = []
-        accepted = 0
-        while True:
-            token, likelihood = answers.choice(accepted, tokens)
-            tokens.append(token)
-            likelihoods.append(likelihood)
-            right = accepted < len(draft) and token == draft[accepted] != end
-            if not right or (give_up and give_up(tokens)):
-                break
-            accepted += 1
-        # 2. Slots beyond what was accepted are overwritten.
-        self._position[0] = len(prompt) + accepted
-        runs = 1
-        # 3. One token at a time.
-        while tokens[-1] != end and len(tokens) < limit and not (give_up and give_up(tokens)):
-            token, likelihood = _Answers(self._step(tokens[-1]), 0, choose).choice(0, tokens)
-            tokens.append(token)
-            likelihoods.append(likelihood)
-            runs += 1
-        finished = tokens[-1] == end
-        kept = tuple(tokens[:-1] if finished else tokens)
-        return Written(kept, tuple(likelihoods), accepted, runs, finished, no_speech)
-
-    def _no_speech(self, logits: Float32) -> float:
-        assert self._special is not None
-        shares = np.exp(logits - logits.max())
-        return float(shares[self._special.no_speech] / shares.sum())
+        made = self._read(text.read, text.places, text.rules)
+        text.begin(made["next"][0], made["logprob"][0], made["logits"][0])
+        self._position[0] = text.position
+        # 2. One token at a time.
+        while not text.done:
+            made = self._step(text.tokens[-1])
+            text.add(made["next"][0, 0], made["logprob"][0, 0], made["logits"][0, 0])
+        return text.written()
 
     def _read(self, tokens: Sequence[int], places: Sequence[int], rules: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Several tokens at once, and what follows those at `places`."""
@@ -188,24 +127,10 @@ class WhisperDecoding:
         }
         named = {"tokens": self._token, "places": self._place, "position": self._position, "heard": self._heard}
         self._inputs = {**named, "rule": self._rule, **self._cross, **past}
-        self._stepping = next((session for session in self._steps if _serves(session, self._inputs)), self._decoder)
+        self._stepping = next((session for session in self._steps if serves(session, self._inputs)), self._decoder)
 
 
-class _Answers:
-    """What one run of the decoder says after each place, the first `passed` left out."""
-
-    def __init__(self, made: dict[str, NDArray[Any]], passed: int, choose: Choose | None) -> None:
-        self._following, self._logprobs = made["next"][0, passed:], made["logprob"][0, passed:]
-        self._logits = made["logits"][0, passed:]
-        self._choose = choose
-
-    def choice(self, place: int, tokens: Sequence[int]) -> tuple[int, float]:
-        if self._choose is not None:
-            return self._choose(self._logits[place], tokens)
-        return int(self._following[place]), float(self._logprobs[place])
-
-
-def _serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
+def serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
     return all(
         least <= size <= greatest
         for name, limits in session.options.bounds.items()
