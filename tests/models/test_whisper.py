@@ -113,7 +113,7 @@ def test_the_model_has_two_parts_with_profiles_for_what_is_served(small: Checkpo
     encoder, decoder = model.recipe("encoder"), model.recipe("decoder")
     assert (model.name, encoder.name, decoder.name) == ("whisper-w", "whisper-w-encoder", "whisper-w-decoder")
     assert set(decoder.written) == {"int8"}
-    assert (encoder.unproven, decoder.unproven) == ((), ("next",))
+    assert (encoder.unproven, decoder.unproven) == ((), ("next", "logprob"))
     assert not encoder.written
     assert [encoder.seeded, encoder.calibration, encoder.task, decoder.task] == [False, None, None, None]
     step = {profile.name: profile for profile in decoder.profiles}["step"].sizes

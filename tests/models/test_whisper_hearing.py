@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from aula.core.errors import CheckpointError, UnsupportedLanguageError
 from aula.core.types import Float32
+from aula.engine.recipe import ContextProof
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import BUCKETS, Contexts
@@ -62,8 +63,8 @@ def _written(tokens: Sequence[int], logprob: float = -0.2, no_speech: float = 0.
     return Written(tuple(tokens), (logprob,) * (len(tokens) + 1), 0, 1, True, no_speech)
 
 
-def _scripted(hearing: WhisperHearing, script: Scripted, proven: tuple[float, ...] = ()) -> WhisperHearing:
-    contexts = Contexts.of(hearing.config, 0.5, proven)
+def _scripted(hearing: WhisperHearing, script: Scripted, safe: Mapping[float, float] | None = None) -> WhisperHearing:
+    contexts = Contexts.of(hearing.config, 0.5, safe)
     return WhisperHearing(hearing.config, script, hearing.tokenizer, contexts)  # type: ignore[arg-type]
 
 
@@ -86,7 +87,7 @@ def test_a_draft_right_or_wrong_does_not_change_the_text(hearing: WhisperHearing
 
 def test_a_text_that_loops_in_a_short_context_is_heard_in_the_whole_window(hearing: WhisperHearing) -> None:
     script = Scripted(_written(LOOPING), _written(WORDS))
-    heard = _scripted(hearing, script, proven=(2.0, 4.0)).final(_mel(hearing, sound(1, 1.0)), 50_259)
+    heard = _scripted(hearing, script, safe={2.0: 2.0}).final(_mel(hearing, sound(1, 1.0)), 50_259)
     assert heard.tokens == tuple(WORDS)
     assert script.frames == [200, 600]
     assert heard.frames == 600
@@ -196,7 +197,16 @@ def test_what_is_repeated_in_earnest_is_no_loop() -> None:
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.0, 2), (1.5, 2), (1.6, 4), (9.5, 10), (20, 30), (30, 30)])
 def test_the_smallest_context_with_room_for_sound_and_margin(seconds: float, wanted: int) -> None:
-    contexts = Contexts(3000, 0.5, BUCKETS)
+    contexts = Contexts(3000, 0.5, {bucket: bucket for bucket in BUCKETS})
     assert contexts.final(int(seconds * 16_000)) == 100 * wanted
     assert contexts.draft(int(seconds * 16_000)) == 100 * wanted
     assert Contexts(3000, 0.5).final(int(seconds * 16_000)) == 3000
+    wider = Contexts(3000, 0.5, {2.0: 6.0})
+    assert wider.final(int(seconds * 16_000)) == (600 if wanted == 2 else 3000), "what was proven, and nothing else"
+
+
+def test_a_proof_holds_for_its_margin_and_for_more(hearing: WhisperHearing) -> None:
+    proof = ContextProof("m", 30, "0" * 64, 0.01, 0.8, {}, {"2": 4.0})
+    assert Contexts.proven_by(None, hearing.config, 0.5) == Contexts(600, 0.5)
+    assert Contexts.proven_by(proof, hearing.config, 0.5) == Contexts(600, 0.8, {2.0: 4.0})
+    assert Contexts.proven_by(proof, hearing.config, 1.5).margin == 1.5

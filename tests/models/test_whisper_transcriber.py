@@ -21,7 +21,8 @@ from aula.models import whisper_transcriber
 from aula.models.checkpoints import Checkpoint
 from aula.models.hub import MARKER
 from aula.models.whisper import whisper_model
-from aula.models.whisper_transcriber import Place, WhisperTranscriber, find_bundle, find_places
+from aula.models.whisper_engines import find_bundle
+from aula.models.whisper_transcriber import Place, WhisperTranscriber, find_places
 from aula.runtime import open_hearing, open_runtime
 from tests.models.whisper_thin_model import sound, thin_checkpoint, write_config
 

@@ -1,6 +1,7 @@
 """A Whisper with the true vocabulary, six seconds of window and little else, and a way to make it insist on tokens."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,12 @@ def sessions_of(checkpoint: Checkpoint, backend: str = "onnxruntime") -> tuple[S
 
 
 def hearing_of(
-    checkpoint: Checkpoint, *, proven: tuple[float, ...] = (), options: HearingOptions | None = None
+    checkpoint: Checkpoint, *, safe: Mapping[float, float] | None = None, options: HearingOptions | None = None
 ) -> WhisperHearing:
     config = WhisperConfig.from_checkpoint(checkpoint)
     decoding = WhisperDecoding(config, *sessions_of(checkpoint))
     tokenizer = WhisperTokenizer.open(checkpoint, config)
-    return WhisperHearing(config, decoding, tokenizer, Contexts.of(config, 0.5, proven), options)
+    return WhisperHearing(config, decoding, tokenizer, Contexts.of(config, 0.5, safe), options)
 
 
 def insist_on(checkpoint: Checkpoint, tokens: dict[int, float]) -> None:
@@ -94,6 +95,16 @@ def insist_on(checkpoint: Checkpoint, tokens: dict[int, float]) -> None:
     save_file(tensors, checkpoint.weights_file, metadata={"format": "pt"})
     for leftover in checkpoint.folder.glob("*.onnx"):
         leftover.unlink()
+
+
+def make_sure(checkpoint: Checkpoint) -> None:
+    """What it writes becomes far likelier than the rest, so that no text is suspect."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(checkpoint.weights_file)
+    for name in ("model.decoder.layer_norm.weight", "model.decoder.layer_norm.bias"):
+        tensors[name] *= 8
+    save_file(tensors, checkpoint.weights_file, metadata={"format": "pt"})
 
 
 def sound(seed: int, seconds: float = 3.0) -> Float32:

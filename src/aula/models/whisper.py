@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aula.core.errors import ModelNotFoundError
 from aula.core.types import Licence
-from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
+from aula.engine.recipe import Arrays, Calibration, ContextProof, Model, Profile, Recipe, Size, Task
 from aula.models import whisper_gpu, whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_clips import read_clips, read_sounds
@@ -26,6 +26,9 @@ from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_tokens import RULES
+
+if TYPE_CHECKING:
+    from aula.engine.bundle import Bundle
 
 LICENCES = (Licence("Whisper", "MIT", "weights by OpenAI; the copies on the Hugging Face hub say Apache-2.0"),)
 QUESTION_POSITIONS = 250
@@ -36,6 +39,10 @@ QUESTION_SLOTS = 64
 
 MOST_ROWS = 8
 """Utterances that one run of the decoder serves on a CPU."""
+
+
+UNPROVEN = ("next", "logprob")
+"""Outputs of the decoder that its reference leaves out."""
 
 
 def _fixed(size: int) -> Size:
@@ -106,7 +113,16 @@ def whisper_model(
             seeded=seeded,
         ),
     }
-    return Model(name, {"encoder": encoder, "decoder": decoder}, gpu_parts=gpu_parts)
+
+    def prove_contexts(bundle: "Bundle", margin: float) -> ContextProof:
+        from aula.models.whisper_proof import prove
+
+        assert labelled is not None
+        return prove(checkpoint, bundle, labelled, margin)
+
+    parts = {"encoder": encoder, "decoder": decoder}
+    proving = prove_contexts if labelled is not None and not seeded else None
+    return Model(name, parts, gpu_parts=gpu_parts, prove_contexts=proving)
 
 
 def encoder_recipe(
@@ -158,8 +174,9 @@ def decoder_recipe(
     Profiles: "step" is one token of one row in a question's slots, "long" the same in any number of them, "prompt"
     several tokens, "window" a step that hears the whole context, "rows" a step of several utterances.
 
-    The reference leaves out `next`: where two tokens are equally likely, another choice is not an error. The log
-    probability of the choice is checked.
+    The reference leaves out `next`: where two tokens are equally likely, another choice is not an error; and `logprob`,
+    which is near 0 where the choice is all but certain, so that any rounding is large beside it. The logits, from which
+    both come, are checked.
     """
     config = WhisperConfig.from_checkpoint(checkpoint)
     shapes = config.decoder_shapes()
@@ -168,7 +185,7 @@ def decoder_recipe(
     heard, slots = min(QUESTION_POSITIONS, whole), min(QUESTION_SLOTS, most)
 
     def proof(inputs: Arrays) -> Arrays:
-        return {name: array for name, array in reference.decode(inputs).items() if name != "next"}
+        return {name: array for name, array in reference.decode(inputs).items() if name not in UNPROVEN}
 
     def profile(name: str, rows: Size, slots: Size, positions: Size, **more: Size) -> Profile:
         sizes = {"rows": rows, "tokens": ONE, "answers": ONE, "slots": slots, "positions": positions, **more}
@@ -196,7 +213,7 @@ def decoder_recipe(
             profile("rows", Size(1, 4, MOST_ROWS), _fixed(slots), Size(1, heard, heard)),
         ),
         limits={"tokens": most, "answers": most, "slots": most, "positions": whole},
-        unproven=("next",),
+        unproven=UNPROVEN,
         task=task,
         written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
         seeded=seeded,

@@ -2,28 +2,23 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from aula.backends.session import Session
 from aula.core.clock import Clock, SystemClock
-from aula.core.errors import AulaError, BackendError, BundleError, CheckpointError, SettingsError, VerificationError
+from aula.core.errors import CheckpointError, SettingsError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Context, RungInfo, TranscribeRequest
-from aula.engine.build import BuildOptions, build
-from aula.engine.bundle import Bundle
-from aula.engine.identity import digest_sources, processor
 from aula.engine.precision import Progress
-from aula.engine.recipe import Model
-from aula.engine.store import Store
 from aula.models import hub
 from aula.models.checkpoints import Checkpoint
-from aula.models.whisper import LICENCES, whisper_model
+from aula.models.whisper import LICENCES
 from aula.models.whisper_bias import bias_tokens
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
+from aula.models.whisper_engines import close_all, find_bundle, open_sessions
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_tokenizer import WhisperTokenizer
@@ -112,13 +107,13 @@ class WhisperTranscriber:
         bundle = find_bundle(checkpoint, settings, progress)
         sessions = open_sessions(bundle)
         decoding = WhisperDecoding(config, *sessions[:2], steps=sessions[2:])
-        contexts = Contexts.of(config, settings.number("whisper.margin"))
+        contexts = Contexts.proven_by(bundle.manifest.contexts, config, settings.number("whisper.margin"))
         hearing = WhisperHearing(config, decoding, tokenizer, contexts, HearingOptions())
         return cls(
             hearing,
             clock=clock,
             bias=settings.whole("whisper.bias_tokens"),
-            close=lambda: _close_all(sessions),
+            close=lambda: close_all(sessions),
         )
 
     def start(self, request: TranscribeRequest, context: Context) -> WhisperStream:
@@ -148,57 +143,6 @@ class WhisperTranscriber:
             return self._terms[key]
 
 
-def find_bundle(checkpoint: Checkpoint, settings: Settings, progress: Progress | None = None) -> Bundle:
-    """The fastest bundle that was made from this very checkpoint; one is built where there is none. It was opened
-    once, so it is whole."""
-    origin = hub.origin_of(checkpoint.folder)
-    name = origin.name.rpartition("/")[2] if origin else checkpoint.folder.resolve().name
-    model = replace(whisper_model(checkpoint, name), origin=origin)
-    store = Store(settings.home / "engines")
-    for bundle in _candidates(model, store):
-        try:
-            bundle.check()
-            return bundle
-        except (BundleError, VerificationError, BackendError):
-            continue
-    options = BuildOptions(threads=settings.whole("threads"))
-    return build(model, store, options, progress=progress)
-
-
-def open_sessions(bundle: Bundle) -> tuple[Session, ...]:
-    """Encoder, decoder, and the decoder's sessions for steps of one token."""
-    opened: list[Session] = []
-    try:
-        for part, profile in (("encoder", None), ("decoder", None), ("decoder", "step")):
-            opened.append(bundle.open(part, profile))
-    except AulaError:
-        _close_all(opened)
-        raise
-    return tuple(opened)
-
-
-def _candidates(model: Model, store: Store) -> Iterator[Bundle]:
-    """Bundles of the same files and the same graphs, those proven on this processor first, then the fastest."""
-    sources = {name: digest_sources(recipe) for name, recipe in model.parts.items()}
-    found = []
-    for bundle in store.all():
-        manifest = bundle.manifest
-        same = {name: dict(part.sources) for name, part in manifest.parts.items()} == sources
-        if same and not manifest.seeded and "cpu" in manifest.targets and _is_current(bundle):
-            engines = [bundle.engine(part) for part in ("encoder", "decoder")]
-            foreign = any(engine.machine != processor() for engine in engines)
-            listening, stepping = (engine.chosen.milliseconds for engine in engines)
-            took = listening.get("question", 0) + 20 * stepping.get("step", 0)
-            found.append((foreign, took, manifest.key, bundle))
-    yield from (bundle for *_, bundle in sorted(found, key=lambda row: row[:3]))
-
-
-def _is_current(bundle: Bundle) -> bool:
-    """Whether the decoder takes what this version's loop gives it."""
-    engine = bundle.engine("decoder")
-    return {"tokens", "places", "position", "heard", "rule"} <= set(engine.inputs) and "step" in engine.profiles
-
-
 def _pulled(name: str, settings: Settings, progress: Progress | None) -> Path:
     repository, _, revision = name.partition("@")
     return hub.pull(repository, settings.home / "checkpoints", revision or None, progress).folder
@@ -225,8 +169,3 @@ def _in_folder(folder: Path) -> Place:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _close_all(sessions: Sequence[Session]) -> None:
-    for session in sessions:
-        session.close()
