@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aula.core.clock import FakeClock
 from aula.core.errors import NothingHeardError
-from aula.core.types import Float32, Segment
+from aula.core.types import Float32, Partial, Segment
 from aula.models.whisper_bias import bias_tokens, course_terms
 from aula.models.whisper_hearing import Heard, HearingOptions, WhisperHearing
 from aula.models.whisper_mel import MelStream
@@ -152,6 +152,19 @@ def test_a_window_is_cut_where_its_last_pair_of_times_says(hearing: WhisperHeari
     transcript = stream.commit()
     assert transcript.segments[2:] == (Segment(4.5, 7.0, "w13 w14"),), "never beyond the sound"
     assert transcript.text == "w11 w12 w13 w14"
+
+
+def test_live_captions_are_final_as_soon_as_two_hypotheses_agree(hearing: WhisperHearing) -> None:
+    one = [_at(0), 11, _at(0.4), _at(0.4), 12]
+    two = [_at(0), 11, _at(0.4), _at(0.4), 13, 14]
+    scripted = Scripted(hearing, [one, two, [_at(0), 13, 14, _at(0.5)]])
+    stream = _stream(scripted, timestamps=True, early=True, language=50_259)
+    assert stream.feed(_silence(0.5)) == Partial("w11 w12", "", ())
+    partial = stream.feed(_silence(0.4))
+    assert partial.finished == (Segment(0.0, 0.4, "w11"),)
+    assert partial.text == "w11"
+    assert stream.commit().segments == (Segment(0.0, 0.4, "w11"), Segment(0.4, 0.9, "w13 w14"))
+    assert scripted.drafted_at == [], "what becomes final is heard as a final text is"
 
 
 def test_three_hours_take_the_memory_of_one_window(hearing: WhisperHearing) -> None:

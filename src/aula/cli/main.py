@@ -11,6 +11,7 @@ from aula.cli.ask import ask
 from aula.cli.bench import bench
 from aula.cli.build import build, inspect, verify_bundle
 from aula.cli.bundle import bundle
+from aula.cli.captions import captions
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
@@ -58,6 +59,7 @@ def cli() -> None:
 for command in (
     ask,
     transcribe,
+    captions,
     course,
     doctor,
     demo,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from math import exp
 
 import numpy as np
@@ -34,12 +35,14 @@ LEAST_REST = SPEECH_RATE // 10
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """`language` is a token, None to find it; `before` are tokens that are likely (see `whisper_bias`)."""
+    """`language` is a token, None to find it; `before` are tokens that are likely (see `whisper_bias`). `early`:
+    segments are final as soon as two hypotheses, each made as a final text is, agree on them."""
 
     language: int | None = None
     before: tuple[int, ...] = ()
     timestamps: bool = False
     partials: bool = True
+    early: bool = False
 
 
 class _State(Enum):
@@ -82,7 +85,7 @@ class WhisperStream:
             self._mel.feed(sound[:room])
             sound = sound[room:]
         if self._options.partials and self._mel.samples >= self._due:
-            self._refresh()
+            finished += self._refresh()
         return Partial(self._text(self._hypothesis), self._text(self._agreed), tuple(finished))
 
     def commit(self) -> Transcript:
@@ -111,9 +114,11 @@ class WhisperStream:
     def _timed(self) -> bool:
         return self._options.timestamps or self._offset > 0
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> tuple[Segment, ...]:
+        """A new hypothesis; the segments that it makes final."""
         started = self._clock.now()
-        heard = self._hearing.draft(
+        early = self._options.early and self._timed
+        heard = (self._hearing.final if early else self._hearing.draft)(
             self._mel,
             self._options.language,
             timestamps=self._timed,
@@ -124,6 +129,15 @@ class WhisperStream:
         self._hypothesis = heard.tokens
         took = round((self._clock.now() - started) * SPEECH_RATE)
         self._due = self._mel.samples + max(LEAST_STEP, 2 * took)
+        pairs = [place for place, two in enumerate(pairwise(self._agreed), 1) if min(two) >= self._first_time]
+        if not early or not pairs:
+            return ()
+        # Both hypotheses end a segment here and begin another: what lies before is said and done.
+        return self._keep(heard, self._agreed[: pairs[-1] + 1])
+
+    @property
+    def _first_time(self) -> int:
+        return self._hearing.tokenizer.special.timestamps
 
     def _final(self, *, timestamps: bool) -> Heard:
         """In a language that is found anew for each window, where none was asked for: two may be spoken."""
@@ -134,17 +148,26 @@ class WhisperStream:
             before=self._options.before,
             draft=self._hypothesis,
         )
-        self._languages[self._hearing.tokenizer.language_of(heard.language)] += len(heard.tokens)
-        self._logprobs.append((heard.mean_logprob, len(heard.tokens)))
+        if not timestamps:
+            self._count(heard, len(heard.tokens))
         return heard
+
+    def _count(self, heard: Heard, tokens: int) -> None:
+        self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens
+        self._logprobs.append((heard.mean_logprob, tokens))
 
     def _advance(self, *, last: bool) -> tuple[Segment, ...]:
         """The window's text; its finished segments are kept, and what follows them begins the next window."""
         if not self._mel.samples:
             return ()
         heard = self._final(timestamps=True)
+        return self._keep(heard, heard.tokens, last=last)
+
+    def _keep(self, heard: Heard, tokens: Sequence[int], *, last: bool = False) -> tuple[Segment, ...]:
+        """Segments of these of its tokens; the next window begins after them."""
+        self._count(heard, len(tokens))
         windowed = window_segments(
-            heard.tokens,
+            tokens,
             self._hearing.tokenizer,
             offset=self._offset / SPEECH_RATE,
             samples=self._mel.samples,

@@ -123,6 +123,7 @@ class WhisperTranscriber:
             before=self._before(request),
             timestamps=request.timestamps,
             partials=request.partials,
+            early=request.early,
         )
         return WhisperStream(self.hearing, self._clock, options)
 
