@@ -1,5 +1,5 @@
 """Tokens of true shapes, alone, with drafts and in rows, against the plain float64 reference; and, with a folder in
-AULA_WHISPER, of a real checkpoint with and without drafts."""
+AULA_TEST_WHISPER, of a real checkpoint with and without drafts."""
 
 import gc
 import os
@@ -88,14 +88,16 @@ def test_tokens_equal_the_references_alone_with_drafts_and_in_rows(case: tuple[C
     assert suppression(config)[2, 220] < 0
 
 
-@pytest.mark.skipif("AULA_WHISPER" not in os.environ, reason="no real checkpoint: name its folder in AULA_WHISPER")
+@pytest.mark.skipif(
+    "AULA_TEST_WHISPER" not in os.environ, reason="no real checkpoint: name its folder in AULA_TEST_WHISPER"
+)
 @pytest.mark.shared_data
 def test_a_real_checkpoint_writes_the_same_with_drafts_and_without(shared_data: Path, tmp_path: Path) -> None:
     from aula.audio.decoding import read_audio
 
     link = tmp_path / "real"
     link.mkdir()
-    for file in Path(os.environ["AULA_WHISPER"]).iterdir():
+    for file in Path(os.environ["AULA_TEST_WHISPER"]).iterdir():
         (link / file.name).symlink_to(file.resolve())
     hearing = hearing_of(Checkpoint(link))
     clips = sorted((shared_data / "speech_en_speechocean762" / "wav").glob("*.wav"))[:5]

@@ -16,8 +16,9 @@ from aula.models.whisper_contexts import BUCKETS, Contexts
 from aula.models.whisper_decoding import Written
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing, compression, is_loop
 from aula.models.whisper_mel import MelStream
+from aula.models.whisper_seeded import made_up_tokenizer
 from aula.models.whisper_tokenizer import WhisperTokenizer
-from tests.models.whisper_thin_model import WINDOW, hearing_of, insist_on, save_tokenizer, sound, thin_checkpoint
+from tests.models.whisper_thin_model import WINDOW, hearing_of, insist_on, sound, thin_checkpoint
 
 TRUSTING = HearingOptions(temperatures=(0.0,))
 
@@ -169,7 +170,7 @@ def test_languages_are_tags(hearing: WhisperHearing) -> None:
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     checkpoint = thin_checkpoint(tmp_path)
     config = WhisperConfig.from_checkpoint(checkpoint)
-    save_tokenizer(tmp_path, 51_864)
+    made_up_tokenizer(tmp_path, 51_864)
     with pytest.raises(CheckpointError, match=r"copy tokenizer\.json"):
         WhisperTokenizer.open(checkpoint, config)
     (tmp_path / "tokenizer.json").write_text("{")

@@ -15,8 +15,8 @@ from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
+from aula.models.whisper_seeded import made_up_tokenizer
 from aula.models.whisper_tokenizer import WhisperTokenizer
-from aula.models.whisper_tokens import LANGUAGES, TIMESTAMPS, SpecialTokens
 from tests.models.whisper_small_model import SMALL
 
 VOCABULARY = 51_865
@@ -35,28 +35,8 @@ WINDOW = 6 * 16_000
 
 def thin_checkpoint(folder: Path, seed: int = 3, **changes: Any) -> Checkpoint:
     checkpoint = random_checkpoint({**THIN, **changes}, folder, seed)
-    save_tokenizer(folder, changes.get("vocab_size", VOCABULARY))
+    made_up_tokenizer(folder, changes.get("vocab_size", VOCABULARY))
     return checkpoint
-
-
-def save_tokenizer(folder: Path, vocab_size: int = VOCABULARY) -> None:
-    """Token 5 is the word "w5"; special ones are called as Whisper's are."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    special = SpecialTokens.of(vocab_size)
-    assert special is not None
-    names = {f"w{place}": place for place in range(special.end)}
-    names |= {"<|endoftext|>": special.end, "<|startoftranscript|>": special.start}
-    names |= {f"<|{LANGUAGES[i]}|>": token for i, token in enumerate(special.languages)}
-    names |= {"<|translate|>": special.translate, "<|transcribe|>": special.transcribe}
-    names |= {"<|startoflm|>": special.transcribe + 1, "<|startofprev|>": special.previous}
-    names |= {"<|nospeech|>": special.no_speech, "<|notimestamps|>": special.no_timestamps}
-    names |= {f"<|{place * 0.02:.2f}|>": special.timestamps + place for place in range(TIMESTAMPS)}
-    tokenizer = Tokenizer(WordLevel(names, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def sessions_of(checkpoint: Checkpoint, backend: str = "onnxruntime") -> tuple[Session, Session]:
