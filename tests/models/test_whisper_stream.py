@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ def test_where_nobody_looks_no_hypothesis_is_made(hearing: WhisperHearing) -> No
     stream = _stream(scripted, partials=False)
     assert stream.feed(_silence(5)).text == ""
     assert scripted.drafted_at == []
-    assert stream.commit().text == "w5 w6"
+    transcript = stream.commit()
+    assert transcript.text == "w5 w6"
+    assert transcript.confidence == pytest.approx(2**-0.5)
 
 
 def test_what_two_hypotheses_agree_on_is_stable(hearing: WhisperHearing) -> None:
@@ -210,15 +212,28 @@ def test_nothing_at_all_is_nothing_heard(hearing: WhisperHearing) -> None:
         stream.commit()
 
 
-def test_noise_is_nothing_heard(tmp_path: Path) -> None:
+def _noise(seconds: float) -> Float32:
+    return np.random.default_rng(2).normal(0, 0.3, round(seconds * 16_000)).astype(np.float32)
+
+
+def _music(seconds: float) -> Float32:
+    """Chords, one every half second."""
+    time = np.arange(round(seconds * 16_000)) / 16_000
+    root = 220 * 2 ** (np.floor(2 * time) % 5 / 12)
+    chord = sum(np.sin(2 * np.pi * ratio * root * time) for ratio in (1, 1.25, 1.5))
+    return np.asarray(0.2 * chord, dtype=np.float32)
+
+
+@pytest.mark.parametrize("made", [_noise, _music])
+def test_noise_and_music_are_nothing_heard(tmp_path: Path, made: Callable[[float], Float32]) -> None:
     """With a model that is sure that nobody speaks; with times and without, in one window and in several."""
     checkpoint = thin_checkpoint(tmp_path)
     insist_on(checkpoint, {50_362: 25.0})
     quiet = hearing_of(checkpoint)
     for seconds, timestamps in ((2.0, False), (2.0, True), (8.0, False)):
         stream = WhisperStream(quiet, FakeClock(), StreamOptions(language=50_259, timestamps=timestamps))
-        for piece in np.array_split(np.random.default_rng(2).normal(0, 0.3, round(seconds * 16_000)), 8):
-            assert stream.feed(piece.astype(np.float32)).text == ""
+        for piece in np.array_split(made(seconds), 8):
+            assert stream.feed(piece).text == ""
         with pytest.raises(NothingHeardError):
             stream.commit()
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from math import exp
 
 import numpy as np
 
@@ -188,9 +187,10 @@ class WhisperStream:
         return " ".join(piece for piece in pieces if piece)
 
     def _sure(self) -> float:
-        """The geometric mean of the tokens' probabilities."""
+        """Half where the mean log probability is -1, below which openai-whisper takes a text for made up."""
         count = sum(tokens for _, tokens in self._logprobs)
-        return exp(sum(mean * tokens for mean, tokens in self._logprobs) / count) if count else 0.0
+        mean = sum(mean * tokens for mean, tokens in self._logprobs) / max(1, count)
+        return 2.0 ** min(0.0, mean) if count else 0.0
 
     def _expect_open(self, action: str) -> None:
         if self._state is not _State.OPEN:
