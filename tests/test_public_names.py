@@ -26,6 +26,7 @@ RECORDS = [
     "Outcome",
     "Partial",
     "RungInfo",
+    "Segment",
     "SpeakRequest",
     "TensorSpec",
     "TranscribeRequest",

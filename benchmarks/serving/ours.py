@@ -11,6 +11,8 @@ from aula.backends.session import Session
 from aula.core.clock import SystemClock
 from aula.scheduling.batching import Batch
 from aula.scheduling.costs import CostTable, Measured
+from aula.scheduling.ladder import Ladder
+from aula.scheduling.routes import Route
 from aula.scheduling.scheduler import Scheduler
 from aula.scheduling.tickets import State, Ticket
 
@@ -22,7 +24,9 @@ class Service:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1)
-        self._scheduler = Scheduler(self._start, CostTable(costs), SystemClock())
+        clock, table = SystemClock(), CostTable(costs)
+        self._route = Route("serve", Ladder(table.engines, clock), table)
+        self._scheduler = Scheduler(self._start, [self._route], clock)
         (self._input,) = (spec.name for spec in session.inputs)
 
     async def ask(self, row: NDArray[Any], tier: str = "question") -> NDArray[Any]:
@@ -34,7 +38,7 @@ class Service:
             else:
                 answer.set_exception(ticket.error or RuntimeError(f"it was {ticket.state}"))
 
-        self._scheduler.submit("class", tier, 1, payload=row, on_done=done)
+        self._scheduler.submit(self._route, "class", tier, 1, payload=row, on_done=done)
         return await answer
 
     def close(self) -> None:

@@ -394,15 +394,10 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
 
     `progress` hears what an engine build is doing, from the thread that builds.
     """
-    from aula.models import bert, espeak, intents, silero, sphinx
+    from aula.models import bert, espeak, intents, silero
 
     stopping = threading.Event()
-
-    def report(what: str, share: float) -> None:
-        if stopping.is_set():
-            raise InterruptedError("the runtime is closing")
-        if progress is not None:
-            progress(what, share)
+    report = _reporter(stopping, progress)
 
     @cache
     def encoder() -> bert.SentenceEncoder:
@@ -411,7 +406,7 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
     return Runtime(
         [
             Rung(silero.INFO, "detect", silero.SileroDetector),
-            Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+            *_hearing_rungs(settings, clock, report),
             Rung(
                 bert.UNDERSTAND_INFO,
                 "encode",
@@ -425,3 +420,39 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
         stopping,
         Rules.from_settings(settings),
     )
+
+
+def open_hearing(
+    settings: Settings, *, clock: Clock | None = None, progress: Progress | None = None, last_resort: bool = True
+) -> Runtime:
+    """As `open_runtime`, for `transcribe` alone. Without `last_resort` only Whisper serves."""
+    stopping = threading.Event()
+    rungs = _hearing_rungs(settings, clock, _reporter(stopping, progress))
+    return Runtime(rungs if last_resort else rungs[:-1], clock, stopping)
+
+
+def _hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """Every Whisper at hand, the best first, and PocketSphinx."""
+    from aula.models import sphinx, whisper_transcriber
+
+    def whisper(place: whisper_transcriber.Place) -> Rung:
+        return Rung(
+            place.info,
+            "transcribe",
+            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
+        )
+
+    return [
+        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+    ]
+
+
+def _reporter(stopping: threading.Event, progress: Progress | None) -> Progress:
+    def report(what: str, share: float) -> None:
+        if stopping.is_set():
+            raise InterruptedError("the runtime is closing")
+        if progress is not None:
+            progress(what, share)
+
+    return report
