@@ -6,14 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-deps
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 	--no-emit-package openvino-telemetry
 
-.PHONY: help demo test lint format lock docs bench clean
+.PHONY: help demo test lint format lock docs soak bench clean
 
 help:
 	@echo "make demo     install what is needed, build the engines, answer three spoken questions"
 	@echo "make test     install the development tools and run every test"
 	@echo "make lint     formatting, lint rules and types, changing nothing"
 	@echo "make format   write files in the house format"
-	@echo "make docs     write the generated pages (docs/cli.md, docs/settings.md) anew"
+	@echo "make docs     write the generated pages (docs/cli.md, docs/metrics.md, docs/settings.md) anew"
+	@echo "make soak     ten minutes of everything at once on the runtime; a seed replays what broke"
 	@echo "make bench    measure the turn on this machine"
 	@echo "make lock     resolve the locked requirements anew"
 	@echo "make clean    remove .venv and caches"
@@ -35,6 +36,9 @@ format: .venv/dev.stamp
 
 docs: .venv/dev.stamp
 	@$(BIN)/python -m tests.test_docs
+
+soak: .venv/dev.stamp
+	@PYTHONPATH=src $(BIN)/python -m tests.soak --minutes 10
 
 bench: .venv/run.stamp
 	@$(BIN)/python -m benchmarks.turn

@@ -18,6 +18,8 @@ from random import Random
 from aula.core.clock import FakeClock
 from aula.scheduling.batching import Batch
 from aula.scheduling.costs import CostTable
+from aula.scheduling.ladder import Ladder
+from aula.scheduling.routes import Route
 from aula.scheduling.scheduler import Scheduler
 from aula.scheduling.tickets import State
 
@@ -39,14 +41,16 @@ def _figures(microseconds: list[float]) -> dict[str, float]:
 
 def measure(in_flight: int, requests: int) -> dict[str, object]:
     clock, random, running = FakeClock(), Random(0), deque[Batch]()
-    scheduler = Scheduler(running.append, CostTable(COSTS), clock)
+    costs = CostTable(COSTS)
+    route = Route("speech", Ladder(costs.engines, clock), costs)
+    scheduler = Scheduler(running.append, (route,), clock)
     spent: list[float] = []
     refusals: list[float] = []
 
     def submit(deadline: float | None) -> State:
         tenant = f"class-{random.randrange(TENANTS)}"
         tier = random.choice(TIERS)
-        return scheduler.submit(tenant, tier, random.randint(1, 2), deadline).state
+        return scheduler.submit(route, tenant, tier, random.randint(1, 2), deadline).state
 
     while scheduler.queue.length < in_flight:
         submit(clock.now() + 1e6 + random.random())

@@ -11,10 +11,11 @@ import pytest
 
 from aula.cli.main import cli
 from aula.core.settings import TABLE
+from aula.core.telemetry import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
-WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md"]
+WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md", "docs/isolation.md"]
 
 
 def render_cli() -> str:
@@ -42,11 +43,29 @@ def render_settings() -> str:
         "# Settings\n\nWritten by `make docs` from the program itself. Weakest first: the default, `aula.toml` in the\n"
         "user's configuration folder, `aula.toml` in the working folder, the environment, an option of the command.\n\n"
         '```toml\n# aula.toml\ncourse = "mechanics-zh"\n\n[speech]\nwords_per_minute = 150\n```\n\n'
+        "`tenants.file` names a TOML file with a table for each tenant that is to have more or less than others;\n"
+        "whatever a table leaves out is not limited:\n\n"
+        "```toml\n[class-5b]\nrate = 5.0                  # requests a second\nburst = 20\n"
+        "concurrency = 40            # requests in flight\ndevice_ms_a_minute = 20000\n"
+        "weight = 2.0                # twice an ordinary class's part when classes wait\n```\n\n"
         "| setting | environment | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
-PAGES = {"docs/cli.md": render_cli, "docs/settings.md": render_settings}
+def render_metrics() -> str:
+    """docs/metrics.md: the table of metrics."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for metric in METRICS
+    ]
+    return (
+        "# Metrics\n\nWritten by `make docs` from the program itself. `Runtime.metrics()` gives them as text for\n"
+        "Prometheus; times are in seconds. [operations.md](operations.md) explains the alerts that stand on them.\n\n"
+        "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+PAGES = {"docs/cli.md": render_cli, "docs/metrics.md": render_metrics, "docs/settings.md": render_settings}
 
 
 def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -110,7 +129,7 @@ def test_the_tree_in_the_readme_is_the_one_on_disk(document: str) -> None:
     assert drawn == on_disk
 
 
-@pytest.mark.parametrize("document", [*WRITTEN, "CHANGELOG.md", "requirements/README.md"])
+@pytest.mark.parametrize("document", [*WRITTEN, "CHANGELOG.md", "requirements/README.md", "docs/operations.md"])
 def test_links_to_files_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

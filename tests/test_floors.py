@@ -13,6 +13,7 @@ FLOORS = {
     "backends": 1,
     "scheduling": 1,
     "engine": 2,
+    "serving": 2,
     "models": 3,
     "runtime": 4,
     "assistant": 5,

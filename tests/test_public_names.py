@@ -26,11 +26,13 @@ RECORDS = [
     "Outcome",
     "Partial",
     "RungInfo",
+    "Segment",
     "SpeakRequest",
     "TensorSpec",
     "TranscribeRequest",
     "Transcript",
     "Understanding",
+    "Why",
 ]
 ASK_JSON = [
     "transcript",

@@ -112,8 +112,10 @@ async def test_a_past_deadline_is_refused_before_any_work() -> None:
 
 
 async def test_an_error_of_the_request_itself_reaches_the_caller_and_spares_the_rung() -> None:
-    model = Lengths(NothingHeardError("only noise", next_step="speak up"))
+    model = Lengths()
     async with Runtime([_rung("best", model), _rung("second", Lengths())]) as runtime:
+        await runtime.warm(ENGLISH, [Capability.EMBED])
+        model.failure = NothingHeardError("only noise", next_step="speak up")
         with pytest.raises(NothingHeardError):
             await runtime.submit(Capability.EMBED, ["ab"], ENGLISH)
         model.failure = None

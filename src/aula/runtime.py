@@ -1,159 +1,126 @@
 """Floor 4: joins models and serves capabilities. Everything above asks here: `await runtime.submit(...)`.
 
-Each loaded model lives in one worker thread, since none of them may be called from two; the event loop stays free.
-A capability has rungs, best first. One that cannot be loaded, or that fails, is left for the next; every outcome
-names the rung that served it.
+Each loaded model lives in one worker thread, since none of them may be called from two; the event loop stays free. A
+capability has rungs, best first. Before the rungs that share workers stands one scheduler: quotas, admission, shares,
+fairness, deadlines and breakers are met there, once. Every outcome names the rung that served it, and why.
 """
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from aula.core.capabilities import DetectionStream, TranscriptionStream
+import numpy as np
+
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import (
     AulaError,
     DeadlineError,
     EngineError,
-    NoRungError,
     SettingsError,
     StorageError,
     UnsupportedLanguageError,
 )
 from aula.core.settings import Settings
-from aula.core.types import (
-    Capability,
-    Context,
-    DetectRequest,
-    Float32,
-    Int16,
-    Outcome,
-    Partial,
-    RungInfo,
-    SpeakRequest,
-    TranscribeRequest,
-    Transcript,
+from aula.core.telemetry import (
+    BREAKER_OPEN,
+    IN_FLIGHT,
+    MEMORY_TOTAL,
+    MEMORY_USED,
+    QUEUED,
+    REFUSALS,
+    REQUEST_SECONDS,
+    REQUESTS,
+    RUNG_CHANGES,
+    TENANT_SHARE,
+    Telemetry,
 )
+from aula.core.traces import span
+from aula.core.types import Capability, Context, Outcome
 from aula.engine.precision import Progress
+from aula.scheduling.admission import Quotas
+from aula.scheduling.ladder import Breaker, Change
+from aula.scheduling.tickets import Reason, State, Ticket
+from aula.serving.alarm import Alarm
+from aula.serving.budget import Budget, DeviceLoad
+from aula.serving.group import Group
+from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
+from aula.serving.places import Place, Rung, no_rung
+from aula.serving.records import RungChanged, RungReport, RungStatistics, RuntimeStatistics
+from aula.serving.requests import by_length, check, work_of
+from aula.serving.rules import Rules, groups_of
+from aula.serving.swap import Swap, swap
+from aula.serving.tasks import Task
+from aula.serving.threads import WorkerThread
+from aula.serving.usage import Usage
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """One way to serve a capability. `load` runs in the thread named `worker`; rungs on one model share both."""
-
-    info: RungInfo
-    worker: str
-    load: Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RungStatistics:
-    name: str
-    capability: Capability
-    served: int
-    failed: int
-    unavailable: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RungReport:
-    """What loading a rung came to: `load_ms` in milliseconds, or the `error` that keeps it from serving."""
-
-    info: RungInfo
-    load_ms: float
-    error: AulaError | None
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeStatistics:
-    """submitted = answered + refused + failed + cancelled + in flight."""
-
-    submitted: int
-    answered: int
-    refused: int
-    failed: int
-    cancelled: int
-    rungs: tuple[RungStatistics, ...]
-
-
-class _Loaded:
-    """A rung with its model, its thread and its history."""
-
-    def __init__(self, rung: Rung, executor: ThreadPoolExecutor) -> None:
-        self.rung = rung
-        self.executor = executor
-        self.model: Any = None
-        self.unavailable: AulaError | None = None
-        self.served = 0
-        self.failed = 0
-
-    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *arguments))
-
-    async def load(self) -> Any:
-        """The model, loaded once, in its own thread (which also puts rival loads in line)."""
-        return await self.call(self._load) if self.model is None else self.model
-
-    def _load(self) -> Any:
-        if self.model is None:
-            self.model = self.rung.load()
-        return self.model
-
-
-class LiveTranscription:
-    """A transcription stream whose work is done in the rung's thread."""
-
-    def __init__(self, loaded: _Loaded, stream: TranscriptionStream) -> None:
-        self._loaded = loaded
-        self._stream = stream
-
-    async def feed(self, samples: Float32) -> Partial:
-        return await self._loaded.call(self._stream.feed, samples)
-
-    async def commit(self) -> Transcript:
-        return await self._loaded.call(self._stream.commit)
-
-    async def close(self) -> None:
-        await self._loaded.call(self._stream.close)
-
-
-class LiveDetection:
-    """A detection stream whose work is done in the rung's thread."""
-
-    def __init__(self, loaded: _Loaded, stream: DetectionStream) -> None:
-        self._loaded = loaded
-        self._stream = stream
-
-    async def feed(self, samples: Float32) -> list[float]:
-        return await self._loaded.call(self._stream.feed, samples)
-
-    async def close(self) -> None:
-        await self._loaded.call(self._stream.close)
+__all__ = [
+    "LiveDetection",
+    "LiveSpeech",
+    "LiveTranscription",
+    "Rules",
+    "Rung",
+    "RungChanged",
+    "RungReport",
+    "RungStatistics",
+    "Runtime",
+    "RuntimeStatistics",
+    "Swap",
+    "open_runtime",
+]
 
 
 class Runtime:
     """Serves capabilities from rungs. Use as an async context manager; leaving it frees models and threads."""
 
     def __init__(
-        self, rungs: Sequence[Rung], clock: Clock | None = None, stopping: threading.Event | None = None
+        self,
+        rungs: Sequence[Rung],
+        clock: Clock | None = None,
+        stopping: threading.Event | None = None,
+        rules: Rules | None = None,
+        on_event: Callable[[RungChanged], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`stopping` is set when the runtime closes, so that a load that takes long can give up."""
+        """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` is
+        called in the loop's thread and must not raise."""
         self.clock = clock or SystemClock()
+        self.events: deque[RungChanged] = deque(maxlen=256)
+        self.telemetry = Telemetry()
+        self._usage = Usage(self.clock)
         self._stopping = stopping or threading.Event()
-        workers = {rung.worker for rung in rungs}
-        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=f"aula-{name}") for name in workers}
-        self._loaded = [_Loaded(rung, self._executors[rung.worker]) for rung in rungs]
+        self._on_event = on_event
+        self._alarm = Alarm(self.clock)
+        self._budget = budget or Budget(rules.memory if rules is not None else {})
+        rules = rules or Rules()
+        rungs = rules.in_order(rungs)
+        self._rules = rules
+        threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
+        self._groups: dict[Capability, Group] = {}
+        quotas = Quotas(rules.quotas, rules.usual)
+        for members in groups_of(rungs):
+            places = [Place(rung, threads[rung.worker]) for rung in members]
+            group = Group(
+                places,
+                self.clock,
+                self._alarm,
+                quotas,
+                rules,
+                self._budget,
+                self.telemetry,
+                self._usage,
+                self._changed,
+            )
+            self._groups.update(dict.fromkeys(group.ladders, group))
+        self._order = [(rung.info.capability, rung.info.name) for rung in rungs]
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "cancelled"), 0)
 
     async def submit(self, capability: Capability, payload: Any, context: Context) -> Outcome:
-        """Serve one request on the best rung that can.
+        """Serve one request on the best rung that can in time.
 
         | capability | payload           | value of the outcome                           |
         |------------|-------------------|------------------------------------------------|
@@ -163,69 +130,125 @@ class Runtime:
         | EMBED      | sequence of str   | float32 [n, d]                                 |
         | SPEAK      | SpeakRequest      | async iterator of int16 chunks, and their rate |
 
-        Raises DeadlineError before any work when the deadline is past, UnsupportedLanguageError when no rung
-        knows the language, NoRungError when every rung that knows it is out of order, and the errors that
-        belong to the request itself.
+        A refusal comes at once, and its error has a `reason` and, where asking again helps, `retry_after_s`:
+        DeadlineError when the deadline is past, OverloadError for quotas and what could not be in time,
+        UnsupportedLanguageError when no rung knows the language, NoRungError when every rung that knows it is out of
+        order. NoRungError without a reason: the request was tried on the rungs that there are, and all failed.
+        DeadlineError without one: it was left behind a second after its deadline. InputError for a context or a
+        payload that cannot be; else the errors that belong to the request itself.
         """
-        self._counts["submitted"] += 1
-        end = "failed"
-        try:
+        told = {"tenant": str(context.tenant), "tier": str(context.tier)}
+        with self._counted(capability, context), span(str(capability), **told) as traced:
+            check(context)
+            self._rules.check(context.tenant)
+            if context.deadline is not None and self.clock.now() >= context.deadline:
+                raise DeadlineError(
+                    f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
+                ).refused("deadline")
             outcome = await self._serve(capability, payload, context)
-            end = "answered"
+            traced.tell(rung=outcome.rung, why=str(outcome.why))
             return outcome
-        except (DeadlineError, UnsupportedLanguageError, NoRungError):
-            end = "refused"
-            raise
-        except asyncio.CancelledError:
-            end = "cancelled"
-            raise
-        finally:
-            self._counts[end] += 1
 
     async def warm(self, context: Context, capabilities: Iterable[Capability] = tuple(Capability)) -> None:
         """Load the best rung of each capability now, so that the first request does not pay for it."""
         for capability in capabilities:
-            for loaded in self._able(capability, context):
-                if await self._model(loaded) is not None:
+            for place in self._able(capability, context):
+                if await self._groups[capability].load(place) is None:
                     break
 
     async def probe(self) -> list[RungReport]:
         """Load every rung, also those that would only serve when a better one fails, and say what came of it."""
         reports = []
-        for loaded in self._loaded:
+        for place in self._places():
             start = self.clock.now()
+            error: AulaError | None
             try:
-                await self._model(loaded)
-            except (SettingsError, StorageError) as error:
-                loaded.unavailable = error
-            load_ms = 1000 * (self.clock.now() - start)
-            reports.append(RungReport(loaded.rung.info, load_ms, loaded.unavailable))
+                error = await self._groups[place.capability].load(place)
+            except (SettingsError, StorageError) as told:
+                error = told
+                place.broke(told)
+            reports.append(RungReport(place.rung.info, 1000 * (self.clock.now() - start), error))
         return reports
+
+    def override(self, capability: Capability, rung: str | None) -> None:
+        """Let that rung alone serve, whatever its breaker says; None gives the choice back. Streams that are open
+        stay where they are. Raises SettingsError for a rung that there is not."""
+        if capability not in self._groups:
+            raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
+        self._groups[capability].override(capability, rung)
+
+    async def swap(self, rung: Rung) -> Swap:
+        """Put another model in the place of the rung of that name: it is loaded beside the old one in a thread of its
+        own, warmed and tried, then takes every new request; streams end where they began. One that fails never serves,
+        and the answer says why. Raises SettingsError where no rung has that name."""
+        capability = rung.info.capability
+        if capability not in self._groups:
+            raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
+        return await swap(self._groups[capability], rung, WorkerThread(rung.worker))
+
+    async def memory(self) -> tuple[DeviceLoad, ...]:
+        """What is loaded on which device, what it takes and what may be taken."""
+        return self._budget.report(await asyncio.to_thread(self._budget.read))
 
     def statistics(self) -> RuntimeStatistics:
         rungs = tuple(
             RungStatistics(
-                loaded.rung.info.name,
-                loaded.rung.info.capability,
-                loaded.served,
-                loaded.failed,
-                str(loaded.unavailable) if loaded.unavailable else None,
+                place.name,
+                place.capability,
+                place.served,
+                place.failed,
+                str(self._groups[place.capability].ladders[place.capability].state(place.name)),
+                str(place.unavailable) if place.unavailable else None,
             )
-            for loaded in self._loaded
+            for place in self._places()
         )
-        return RuntimeStatistics(**self._counts, rungs=rungs)
+        in_flight = self._in_flight
+        schedulers = tuple(group.scheduler.statistics() for group in dict.fromkeys(self._groups.values()))
+        return RuntimeStatistics(**self._counts, in_flight=in_flight, rungs=rungs, schedulers=schedulers)
+
+    async def metrics(self) -> str:
+        """Every figure of docs/metrics.md in Prometheus' text format."""
+        memories = await asyncio.to_thread(self._budget.read)  # a GPU's driver may take its time
+        telemetry = self.telemetry
+        for place in self._places():
+            is_open = self._groups[place.capability].ladders[place.capability].state(place.name) is Breaker.OPEN
+            telemetry.set(BREAKER_OPEN, place.capability, place.name, to=float(is_open))
+        telemetry.clear(QUEUED)
+        for group in dict.fromkeys(self._groups.values()):
+            for tier in group.scheduler.queue.tiers.values():
+                telemetry.add(QUEUED, tier.name, by=tier.length)
+        telemetry.set(IN_FLIGHT, to=self._in_flight)
+        telemetry.clear(TENANT_SHARE)
+        for tenant, share in self._usage.shares().items():
+            telemetry.set(TENANT_SHARE, tenant, to=share)
+        for memory in memories:
+            telemetry.set(MEMORY_USED, memory.device, to=memory.used)
+            telemetry.set(MEMORY_TOTAL, memory.device, to=memory.total)
+        return telemetry.text()
+
+    @property
+    def _in_flight(self) -> int:
+        return 2 * self._counts["submitted"] - sum(self._counts.values())
 
     async def close(self) -> None:
-        """Close every model in its own thread, then end the threads. A load that is under way is told to stop."""
+        """Close every model in its own thread, then end the threads. A load that is under way is told to stop, and
+        whoever waits still is told that nothing comes."""
         self._stopping.set()
+        for group in dict.fromkeys(self._groups.values()):
+            await group.close()
+        self._alarm.close()
+        for thread in {place.thread for place in self._budget.places}:
+            await thread.drained()
         closed: set[int] = set()
-        for loaded in self._loaded:
-            if loaded.model is not None and id(loaded.model) not in closed and hasattr(loaded.model, "close"):
-                closed.add(id(loaded.model))
-                await loaded.call(loaded.model.close)
-            loaded.model = None
-        for executor in self._executors.values():
-            executor.shutdown(wait=False)
+        for place in list(self._budget.places):
+            model = place.model
+            if model is not None and id(model) not in closed and hasattr(model, "close"):
+                closed.add(id(model))
+                await place.thread.call(model.close)
+            place.model = None
+        for thread in {place.thread for place in self._budget.places}:
+            await thread.drained()
+            thread.stop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -236,96 +259,121 @@ class Runtime:
         await self.close()
 
     async def _serve(self, capability: Capability, payload: Any, context: Context) -> Outcome:
-        if context.deadline is not None and self.clock.now() >= context.deadline:
-            raise DeadlineError(
-                f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
-            )
+        task, work = work_of(capability, payload, context)
         able = self._able(capability, context)
-        for loaded in able:
-            if await self._model(loaded) is None:
-                continue
-            try:
-                value = await self._call(loaded, capability, payload, context)
-            except EngineError as error:
-                loaded.failed += 1
-                loaded.unavailable = error
-                continue
-            loaded.served += 1
-            return Outcome(value, loaded.rung.info.name)
-        reasons = [f"{loaded.rung.info.name} ({loaded.unavailable})" for loaded in able]
-        raise NoRungError(
-            f"nothing on this machine can {capability} now: {'; '.join(reasons)}", next_step="run: aula doctor"
-        )
+        if self._stopping.is_set():
+            raise EngineError("the runtime is closed", next_step="open another one")
+        if not able:
+            raise no_rung(able, capability, 0.0)
+        group = self._groups[capability]
+        route = group.ways.route(task, capability, frozenset(place.name for place in able))
+        tickets = await group.serve(route, work, context)
+        _raise_fault(tickets, able, capability)
+        if len({ticket.rung for ticket in tickets}) > 1:
+            tickets = await self._on_one_rung(group, capability, task, work, tickets, context)
+            _raise_fault(tickets, able, capability)
+        place = group.place_of(tickets[0])
+        why = next((ticket.why for ticket in tickets if not ticket.route.pinned), tickets[0].why)
+        return Outcome(self._value(group, capability, place, payload, tickets, context), place.name, why)
 
-    def _able(self, capability: Capability, context: Context) -> list[_Loaded]:
-        rungs = [loaded for loaded in self._loaded if loaded.rung.info.capability is capability]
-        able = [loaded for loaded in rungs if loaded.rung.info.serves(context.language)]
-        if rungs and not able:
+    async def _on_one_rung(
+        self,
+        group: Group,
+        capability: Capability,
+        task: Task,
+        work: Sequence[tuple[int, Any]],
+        tickets: Sequence[Ticket],
+        context: Context,
+    ) -> list[Ticket]:
+        """Rungs may live in spaces of their own: what two of them made cannot stand in one answer."""
+        lowest = max((ticket.rung or "" for ticket in tickets), key=group.ladders[capability].index)
+        kept = {index: ticket for index, ticket in enumerate(tickets) if ticket.rung == lowest}
+        missing = [index for index in range(len(tickets)) if index not in kept]
+        route = group.ways.route(task, capability, frozenset({lowest}), pinned=True)
+        place = group.places[capability, lowest]
+        again = await group.serve(route, [work[index] for index in missing], context, place)
+        if len(again) < len(missing):
+            return again  # the last of them says why
+        kept.update(zip(missing, again, strict=True))
+        return [kept[index] for index in sorted(kept)]
+
+    def _value(
+        self,
+        group: Group,
+        capability: Capability,
+        place: Place,
+        payload: Any,
+        tickets: Sequence[Ticket],
+        context: Context,
+    ) -> Any:
+        value = tickets[0].value
+        match capability:
+            case Capability.EMBED:
+                rows = np.empty((len(payload), *value.shape[1:]), value.dtype)
+                rows[by_length(payload)] = np.concatenate([ticket.value for ticket in tickets])
+                return rows
+            case Capability.DETECT:
+                return LiveDetection(group, self.clock, place, value, context)
+            case Capability.TRANSCRIBE:
+                return LiveTranscription(group, self.clock, place, value, context)
+            case Capability.SPEAK:
+                return LiveSpeech(group, self.clock, place, value, context)
+        return value
+
+    def _able(self, capability: Capability, context: Context) -> list[Place]:
+        places = [place for place in self._places() if place.capability is capability]
+        able = [place for place in places if place.rung.info.serves(context.language)]
+        if places and not able:
             raise UnsupportedLanguageError(
                 f"nothing here can {_VERBS[capability]} the language {context.language!r}",
-                available=sorted({language for loaded in rungs for language in loaded.rung.info.languages}),
+                available=sorted({language for place in places for language in place.rung.info.languages}),
                 next_step=_LANGUAGE_ADVICE.get(capability, "choose one of these languages"),
-            )
+            ).refused("language")
         return able
 
-    async def _model(self, loaded: _Loaded) -> Any:
-        """The rung's model, or None where it cannot be loaded (now or earlier)."""
-        if loaded.unavailable is not None:
-            return None
+    def _places(self) -> list[Place]:
+        return [self._groups[capability].places[capability, name] for capability, name in self._order]
+
+    def _changed(self, capability: Capability, change: Change) -> None:
+        event = RungChanged(change.moment, capability, change.rung, str(change.state), str(change.cause))
+        self.events.append(event)
+        self.telemetry.add(RUNG_CHANGES, capability, change.rung or "", change.cause)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    @contextmanager
+    def _counted(self, capability: Capability, context: Context) -> Iterator[None]:
+        """However it ends, it ends once."""
+        self._counts["submitted"] += 1
+        end = "failed"
+        start = self.clock.now()
         try:
-            return await loaded.load()
-        except (SettingsError, StorageError):
-            raise  # the user can mend these, and no other rung should hide them
+            yield
+            end = "answered"
         except AulaError as error:
-            failure = error
-        except Exception as error:  # whatever a foreign library raises, the next rung may still serve
-            failure = EngineError(
-                f"{loaded.rung.info.name} failed to load: {type(error).__name__}: {error}", next_step="run: aula doctor"
-            )
-            failure.__cause__ = error
-        loaded.failed += 1
-        loaded.unavailable = failure
-        return None
-
-    async def _call(self, loaded: _Loaded, capability: Capability, payload: Any, context: Context) -> Any:
-        model = loaded.model
-        match capability, payload:
-            case Capability.DETECT, DetectRequest():
-                return LiveDetection(loaded, await loaded.call(model.start, payload, context))
-            case Capability.TRANSCRIBE, TranscribeRequest():
-                return LiveTranscription(loaded, await loaded.call(model.start, payload, context))
-            case Capability.UNDERSTAND, str():
-                return await loaded.call(model.understand, payload, context)
-            case Capability.EMBED, _:
-                return await loaded.call(model.embed, payload)
-            case Capability.SPEAK, SpeakRequest():
-                # The request itself is judged now; the sound comes later, chunk by chunk.
-                chunks = await loaded.call(model.speak, payload, context)
-                return LiveSpeech(loaded, chunks, model.rate)
-        raise TypeError(f"{capability} does not take {type(payload).__name__}")
+            if error.reason is not None:
+                end = "refused"
+                self.telemetry.add(REFUSALS, error.reason)
+            raise
+        except asyncio.CancelledError:
+            end = "cancelled"
+            raise
+        finally:
+            self._counts[end] += 1
+            self.telemetry.add(REQUESTS, str(capability), end)
+            if end == "answered":
+                self.telemetry.observe(REQUEST_SECONDS, self.clock.now() - start, capability, context.tier)
 
 
-class LiveSpeech:
-    """Async iterator of int16 chunks made in the rung's thread, with their `rate`; `aclose` stops the voice."""
-
-    def __init__(self, loaded: _Loaded, chunks: Any, rate: int) -> None:
-        self._loaded = loaded
-        self._chunks = chunks
-        self.rate = rate
-
-    def __aiter__(self) -> AsyncIterator[Int16]:
-        return self
-
-    async def __anext__(self) -> Int16:
-        # A StopIteration cannot cross a future, so the end is told by a value.
-        chunk: Int16 | None = await self._loaded.call(next, self._chunks, None)
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    async def aclose(self) -> None:
-        if hasattr(self._chunks, "close"):
-            await self._loaded.call(self._chunks.close)
+def _raise_fault(tickets: Sequence[Ticket], able: Sequence[Place], capability: Capability) -> None:
+    fault = next((ticket for ticket in tickets if ticket.state is not State.ANSWERED), None)
+    if fault is None:
+        return
+    if fault.refusal is not None and fault.refusal.reason is Reason.NO_RUNG:
+        raise no_rung(able, capability, fault.refusal.retry_after_s)
+    if isinstance(fault.error, EngineError):
+        raise no_rung(able, capability, None) from fault.error
+    value_of(fault)
 
 
 _VERBS = {
@@ -346,15 +394,10 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
 
     `progress` hears what an engine build is doing, from the thread that builds.
     """
-    from aula.models import bert, espeak, intents, silero, sphinx
+    from aula.models import bert, espeak, intents, silero
 
     stopping = threading.Event()
-
-    def report(what: str, share: float) -> None:
-        if stopping.is_set():
-            raise InterruptedError("the runtime is closing")
-        if progress is not None:
-            progress(what, share)
+    report = _reporter(stopping, progress)
 
     @cache
     def encoder() -> bert.SentenceEncoder:
@@ -363,15 +406,53 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
     return Runtime(
         [
             Rung(silero.INFO, "detect", silero.SileroDetector),
-            Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+            *_hearing_rungs(settings, clock, report),
             Rung(
                 bert.UNDERSTAND_INFO,
                 "encode",
                 lambda: intents.IntentUnderstander(encoder(), settings.home / "engines"),
+                forget=encoder.cache_clear,
             ),
-            Rung(bert.EMBED_INFO, "encode", encoder),
+            Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
             Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
         ],
         clock,
         stopping,
+        Rules.from_settings(settings),
     )
+
+
+def open_hearing(
+    settings: Settings, *, clock: Clock | None = None, progress: Progress | None = None, last_resort: bool = True
+) -> Runtime:
+    """As `open_runtime`, for `transcribe` alone. Without `last_resort` only Whisper serves."""
+    stopping = threading.Event()
+    rungs = _hearing_rungs(settings, clock, _reporter(stopping, progress))
+    return Runtime(rungs if last_resort else rungs[:-1], clock, stopping)
+
+
+def _hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """Every Whisper at hand, the best first, and PocketSphinx."""
+    from aula.models import sphinx, whisper_transcriber
+
+    def whisper(place: whisper_transcriber.Place) -> Rung:
+        return Rung(
+            place.info,
+            "transcribe",
+            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
+        )
+
+    return [
+        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+    ]
+
+
+def _reporter(stopping: threading.Event, progress: Progress | None) -> Progress:
+    def report(what: str, share: float) -> None:
+        if stopping.is_set():
+            raise InterruptedError("the runtime is closing")
+        if progress is not None:
+            progress(what, share)
+
+    return report

@@ -1,6 +1,7 @@
 """A conversation on a small course, with fakes for the models."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from aula.core.clock import FakeClock
 from aula.core.errors import BackendError, TextError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Context, Int16, Intent, RungInfo, SpeakRequest, Understanding
-from aula.runtime import Rung, Runtime
+from aula.runtime import Rules, Rung, Runtime
+from aula.scheduling.admission import Quota
 
 COURSE = """---
 title: Machines
@@ -62,8 +64,10 @@ class Voice:
             self.stopped += 1
 
 
-@pytest.fixture
-async def conversation(tmp_path: Path) -> AsyncIterator[tuple[Dialogue, Voice, Scripted, Runtime]]:
+@asynccontextmanager
+async def _conversation(
+    tmp_path: Path, rules: Rules | None = None
+) -> AsyncIterator[tuple[Dialogue, Voice, Scripted, Runtime]]:
     (tmp_path / "machines.md").write_text(COURSE, encoding="utf-8")
     library = CourseLibrary(tmp_path / "courses")
     library.add(tmp_path / "machines.md", "machines")
@@ -73,9 +77,15 @@ async def conversation(tmp_path: Path) -> AsyncIterator[tuple[Dialogue, Voice, S
         Rung(RungInfo("scripted", Capability.UNDERSTAND, languages), "understand", lambda: scripted),
         Rung(RungInfo("voice", Capability.SPEAK, frozenset({"en"})), "speak", lambda: voice),
     ]
-    async with Runtime(rungs, FakeClock()) as runtime:
+    async with Runtime(rungs, FakeClock(), rules=rules) as runtime:
         settings = Settings({"home": str(tmp_path)})
         yield Dialogue(runtime, library.load("machines"), settings), voice, scripted, runtime
+
+
+@pytest.fixture
+async def conversation(tmp_path: Path) -> AsyncIterator[tuple[Dialogue, Voice, Scripted, Runtime]]:
+    async with _conversation(tmp_path) as parts:
+        yield parts
 
 
 async def _say(dialogue: Dialogue, text: str, language: str = "en") -> Any:
@@ -95,6 +105,16 @@ async def test_a_question_is_answered_from_the_course_with_its_passage(conversat
     chunks = [chunk async for chunk in prepared.audio()]
     assert len(chunks) == len(prepared.answer.text.split())
     assert voice.requests[-1].words_per_minute is None
+
+
+async def test_an_answer_that_may_not_be_spoken_now_can_still_be_read(tmp_path: Path) -> None:
+    once = Rules({"local": Quota(rate=0.001, burst=1)})
+    async with _conversation(tmp_path, once) as (dialogue, voice, _, _):
+        prepared = await _say(dialogue, "What is a lever?")
+        assert "stiff bar" in prepared.answer.text
+        assert "speak" not in prepared.rungs
+        assert [chunk async for chunk in prepared.audio()] == []
+        assert not voice.requests
 
 
 async def test_repeat_and_slower_say_the_last_answer_again(conversation: Any) -> None:

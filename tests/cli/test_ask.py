@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import wave
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from aula.core.settings import Settings
 from aula.core.types import Context, Float32, SpeakRequest
 from aula.models.espeak import EspeakSpeaker
 from tests.cli.running import Run
+from tests.models.whisper_thin_model import thin_checkpoint
 
 pytestmark = pytest.mark.usefixtures("models")
 
@@ -49,6 +51,18 @@ def test_a_spoken_question_is_answered_from_the_course(run: Run, question: Path,
     assert answer["rungs"]["transcribe"] == "pocketsphinx"
     with wave.open(str(out)) as sound:
         assert sound.getnframes() / sound.getframerate() == pytest.approx(answer["audio_seconds"], abs=1e-3)
+
+
+def test_a_whisper_folder_at_hand_hears_with_no_further_setting(
+    run: Run, question: Path, home: Path, tmp_path: Path
+) -> None:
+    checkpoint = thin_checkpoint(home / "checkpoints" / "whisper-thin")
+    try:
+        ended = run("ask", str(question), "--fast", "--json")
+        assert ended.code == 0, ended.err
+        assert json.loads(ended.out)["rungs"]["transcribe"] == "whisper-thin"
+    finally:
+        shutil.rmtree(checkpoint.folder)
 
 
 def test_a_typed_question_is_answered_for_people(run: Run) -> None:

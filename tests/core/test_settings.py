@@ -35,6 +35,7 @@ def test_the_environment_beats_the_file_and_later_files_beat_earlier(tmp_path: P
         ({"AULA_THREADS": "-1"}, "outside"),
         ({"AULA_VAD_START": "nan"}, "outside"),
         ({"AULA_VAD_START": "0.2"}, "not below"),
+        ({"AULA_ISOLATE": "sometimes"}, "isolate is 'sometimes'"),
     ],
 )
 def test_bad_values_are_refused_by_name(environment: dict[str, str], fault: str) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aula.backends.hosted import HostedSession
+from aula.backends.hosting.records import Hosting
 from aula.backends.session import available_backends
 from aula.core.errors import BackendError, CheckpointError, EngineError, StorageError, VerificationError
 from aula.engine.build import BuildOptions, build
@@ -53,6 +55,20 @@ def test_a_session_for_a_profile_serves_its_sizes(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no profile 'none'") as failure:
         bundle.open(profile="none")
     assert failure.value.available == ("single", "many")
+
+
+def test_a_bundle_opens_in_a_process_of_its_own_after_the_same_checks(tmp_path: Path) -> None:
+    bundle = build(toy_model(tmp_path), Store(tmp_path / "store"), ONE)
+    with bundle.open(hosting=Hosting()) as hosted, bundle.open() as here:
+        assert isinstance(hosted, HostedSession)
+        assert (hosted.backend, hosted.inputs, hosted.options) == (here.backend, here.inputs, here.options)
+        np.testing.assert_allclose(hosted.run({"x": np.ones((3, 3), np.float32)})["y"], [[6, 9]] * 3)
+    with pytest.raises(EngineError, match="no profile 'none'") as failure:
+        bundle.open(profile="none", hosting=Hosting())
+    assert failure.value.available == ("usual",)
+    bundle.model_file().write_bytes(b"other bytes")
+    with pytest.raises(VerificationError):
+        bundle.open(hosting=Hosting())
 
 
 def test_the_second_build_of_the_same_inputs_is_found_and_other_inputs_are_not(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aula.backends.hosted import HostedSession
 from aula.backends.session import Session, SessionOptions, open_session
 from aula.core.errors import CheckpointError, ModelNotFoundError
 from aula.core.settings import Settings
@@ -200,6 +201,15 @@ def test_a_text_gives_the_same_vector_alone_and_in_company(encoder: SentenceEnco
     assert together.shape == (5, 384)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_an_operator_can_give_the_encoder_a_process_of_its_own(encoder: SentenceEncoder, home: Path) -> None:
+    texts = ["What is inertia?", "A longer sentence about levers and pulleys."]
+    hosted = SentenceEncoder.minilm(Settings({"home": str(home), "isolate": "always"}))
+    assert isinstance(hosted._session, HostedSession)
+    assert not isinstance(encoder._session, HostedSession)
+    np.testing.assert_array_equal(hosted.embed(texts), encoder.embed(texts))
+    hosted.close()
 
 
 def test_no_texts_give_no_rows(encoder: SentenceEncoder) -> None:

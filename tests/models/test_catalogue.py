@@ -87,7 +87,7 @@ def test_profiles_end_where_the_positions_end(tmp_path: Path) -> None:
         find_model(str(tmp_path / "speech"), profiles=["encoder/q:rows=1,frames=101"])
     for sizes in ("tokens=81,slots=8,positions=8", "tokens=8,slots=81,positions=8", "tokens=8,slots=8,positions=51"):
         with pytest.raises(EngineError, match="goes to"):
-            find_model(str(tmp_path / "speech"), profiles=[f"decoder/q:rows=1,{sizes}"])
+            find_model(str(tmp_path / "speech"), profiles=[f"decoder/q:rows=1,answers=1,{sizes}"])
 
 
 @pytest.mark.parametrize("kind", [DownloadError, ModelNotFoundError])

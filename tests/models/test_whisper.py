@@ -17,6 +17,7 @@ from aula.models.whisper import (
     random_checkpoint,
     whisper_model,
 )
+from aula.models.whisper_choice import HostChoice
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_graphs import rounded
@@ -100,7 +101,8 @@ def test_the_graph_with_int8_weights_is_exact_where_nothing_else_is_rounded(
     plain = onnxruntime.SessionOptions()
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(recipe.written["int8"]().SerializeToString(), plain)
-    inputs = recipe.example({"rows": 2, "tokens": 3, "slots": 9, "positions": 7}, np.random.default_rng(1))
+    sizes = {"rows": 2, "tokens": 3, "answers": 2, "slots": 9, "positions": 7}
+    inputs = recipe.example(sizes, np.random.default_rng(1))
     reference = WhisperReference(config, lambda: rounded(load_weights(small, config.decoder_shapes())))
     for name, wanted in reference.decode(inputs).items():
         np.testing.assert_allclose(session.run([name], inputs)[0], wanted, atol=1e-4, err_msg=name)
@@ -111,7 +113,7 @@ def test_the_model_has_two_parts_with_profiles_for_what_is_served(small: Checkpo
     encoder, decoder = model.recipe("encoder"), model.recipe("decoder")
     assert (model.name, encoder.name, decoder.name) == ("whisper-w", "whisper-w-encoder", "whisper-w-decoder")
     assert set(decoder.written) == {"int8"}
-    assert (encoder.unproven, decoder.unproven) == ((), ("next",))
+    assert (encoder.unproven, decoder.unproven) == ((), ("next", "logprob"))
     assert not encoder.written
     assert [encoder.seeded, encoder.calibration, encoder.task, decoder.task] == [False, None, None, None]
     step = {profile.name: profile for profile in decoder.profiles}["step"].sizes
@@ -135,7 +137,8 @@ def test_the_likeliest_token_is_the_references(
     small: Checkpoint, config: WhisperConfig, reference: WhisperReference, backend: str
 ) -> None:
     recipe = decoder_recipe(small, "w")
-    inputs = recipe.example({"rows": 3, "tokens": 5, "slots": 70, "positions": 31}, np.random.default_rng(1))
+    sizes = {"rows": 3, "tokens": 5, "answers": 4, "slots": 70, "positions": 31}
+    inputs = recipe.example(sizes, np.random.default_rng(1))
     assert len(set(inputs["position"])) == 3, "every row has its own position"
     with _session(recipe, small.folder, backend) as session:
         produced = session.run(inputs)
@@ -143,9 +146,9 @@ def test_the_likeliest_token_is_the_references(
         for name, array in inputs.items():
             for row in range(3):
                 if name.startswith("past"):
-                    array[row, :, int(inputs["position"][row]) :] = 1e3
+                    array[row, :, int(inputs["position"][row]) :] = 1e2
                 if name.startswith("cross"):
-                    array[row, :, int(inputs["heard"][row]) :] = 1e3
+                    array[row, :, int(inputs["heard"][row]) :] = 1e2
         again = session.run(inputs)
     np.testing.assert_array_equal(produced["next"], reference.decode(inputs)["next"])
     np.testing.assert_array_equal(produced["next"], again["next"])
@@ -192,6 +195,24 @@ def test_the_end_token_ends_the_text_also_inside_a_draft(decoding: WhisperDecodi
     assert ended.finished
     assert drafted.finished
     assert len(ended.logprobs) == first + 1
+
+
+def test_choices_made_outside_the_graph_are_the_graphs_own(decoding: WhisperDecoding, config: WhisperConfig) -> None:
+    decoding.listen(_mel(2))
+    plain = decoding.write(PROMPT, -1, limit=16)
+    for draft in ((), plain.tokens[:7], (*plain.tokens[:3], 5, 6)):
+        chosen = decoding.write(PROMPT, -1, limit=16, draft=draft, choose=HostChoice(config))
+        assert chosen.tokens == plain.tokens
+        np.testing.assert_allclose(chosen.logprobs, plain.logprobs, atol=1e-4)
+    assert plain.mean_logprob == pytest.approx(sum(plain.logprobs) / 17)
+
+
+def test_a_text_is_given_up_where_the_caller_says_so(decoding: WhisperDecoding) -> None:
+    decoding.listen(_mel(2))
+    plain = decoding.write(PROMPT, -1, limit=16)
+    short = decoding.write(PROMPT, -1, limit=16, give_up=lambda tokens: len(tokens) == 5)
+    assert short.tokens == plain.tokens[:5]
+    assert not short.finished
 
 
 def test_slots_grow_to_the_models_last_position_and_no_further(decoding: WhisperDecoding) -> None:

@@ -235,6 +235,7 @@ def test_how_likely_each_token_was_is_kept_beside_it(steps: Steps) -> None:
         "tokens": state["text"][:, :7].astype(np.int64),
         "position": np.zeros(ROWS, np.int64),
         "heard": np.full(ROWS, POSITIONS, np.int64),
+        "places": np.tile(np.arange(7), (ROWS, 1)),
         "rule": rule,
     }
     wanted = reference.decode({**made, **none, **asked} | {"hidden": np.zeros((ROWS, 1))})

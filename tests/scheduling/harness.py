@@ -8,6 +8,7 @@ from aula.scheduling.batching import Batch
 from aula.scheduling.costs import CostTable
 from aula.scheduling.ladder import Ladder
 from aula.scheduling.queue import Queue
+from aula.scheduling.routes import Route
 from aula.scheduling.scheduler import Scheduler
 from aula.scheduling.tickets import State, Ticket
 
@@ -24,17 +25,16 @@ class House:
         self.clock = FakeClock()
         self.costs = CostTable(COSTS)
         self.ladder = Ladder(("gpu", "cpu"), self.clock)
+        self.route = Route("speech", self.ladder, self.costs)
         self.running: list[Batch] = []
         self.workers = workers
         self.seen: Counter[State] = Counter()
         self.tickets: list[Ticket] = []
-        self.scheduler = Scheduler(
-            self._start, self.costs, self.clock, workers=workers, ladder=self.ladder, quotas=quotas, queue=queue
-        )
+        self.scheduler = Scheduler(self._start, (self.route,), self.clock, workers=workers, quotas=quotas, queue=queue)
 
     def submit(self, tenant: str = "a", tier: str = "question", size: int = 1, within: float | None = None) -> Ticket:
         deadline = None if within is None else self.clock.now() + within
-        ticket = self.scheduler.submit(tenant, tier, size, deadline, on_done=self._done)
+        ticket = self.scheduler.submit(self.route, tenant, tier, size, deadline, on_done=self._done)
         self.tickets.append(ticket)
         return ticket
 

@@ -109,8 +109,8 @@ def test_a_callable_that_gives_too_few_values_or_raises_is_a_failure_and_no_sile
     def start(_batch: object) -> None:
         raise OSError("no such worker")
 
-    scheduler = Scheduler(start, CostTable(COSTS), house.clock)
-    assert scheduler.submit("a", "question", 1).state is State.FAILED
+    scheduler = Scheduler(start, (house.route,), house.clock)
+    assert scheduler.submit(house.route, "a", "question", 1).state is State.FAILED
 
 
 def test_cancelling_while_it_waits_and_while_it_runs() -> None:
@@ -128,7 +128,7 @@ def test_whoever_hears_of_an_end_may_submit_again_at_once() -> None:
     house = House()
     house.submit()
     again: list[Ticket] = []
-    ticket = house.scheduler.submit("a", "question", 1, on_done=lambda _: again.append(house.submit("a")))
+    ticket = house.scheduler.submit(house.route, "a", "question", 1, on_done=lambda _: again.append(house.submit("a")))
     house.scheduler.cancel(ticket)
     house.end()
     assert again[0].state is State.RUNNING
@@ -150,9 +150,9 @@ def test_bad_input_is_said_and_counted_nowhere() -> None:
     house = House()
     for tier, size, deadline in (("exam", 1, None), ("question", 9, None), ("question", 0, None)):
         with pytest.raises(InputError):
-            house.scheduler.submit("a", tier, size, deadline)
+            house.scheduler.submit(house.route, "a", tier, size, deadline)
     with pytest.raises(InputError):
-        house.scheduler.submit("a", "question", 1, math.nan)
+        house.scheduler.submit(house.route, "a", "question", 1, math.nan)
     assert house.scheduler.statistics().submitted == 0
     assert house.submit(within=-1.0).state is State.REFUSED
     assert house.submit(within=3e7).state is State.RUNNING
@@ -173,6 +173,30 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(SettingsError):
             CostTable(costs)
+
+
+def test_a_guess_ignores_the_first_run_and_believes_the_second() -> None:
+    costs = CostTable(COSTS)
+    costs.replace("gpu", COSTS["gpu"], guessed=[1])
+    costs.correct("gpu", 1, 1, 700.0)
+    assert costs.predict("gpu", 1, 1) == 10.0
+    costs.correct("gpu", 1, 1, 20.0)
+    assert (costs.predict("gpu", 1, 1), costs.predict("gpu", 1, 4)) == (20.0, 32.0)
+    costs.correct("gpu", 8, 1, 700.0)
+    assert costs.predict("gpu", 8, 1) == 26.0, "measured: one hiccup is not believed"
+
+
+def test_who_is_refused_while_nothing_waits_brings_costs_back_to_what_was_measured() -> None:
+    house = House()
+    for _ in range(100):
+        house.costs.correct("gpu", 1, 1, 40.0)
+    refused = 0
+    while house.submit(within=0.02).state is State.REFUSED:
+        refused += 1
+    assert 0 < refused < 30
+    house.end()
+    house.submit(within=0.001)
+    assert house.costs.predict("gpu", 1, 1) >= 10.0, "never below"
 
 
 def test_costs_are_learnt_and_one_hiccup_is_not_believed() -> None:

@@ -16,7 +16,7 @@ from aula.assistant.packs import EMBEDDED_LANGUAGES
 from aula.assistant.phrases import phrase
 from aula.assistant.retrieval import Retriever
 from aula.assistant.voice import Sound, Voice
-from aula.core.errors import NoRungError, UnsupportedLanguageError
+from aula.core.errors import NoRungError, OverloadError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import (
     Answer,
@@ -174,7 +174,7 @@ class Dialogue:
         speaking = replace(context, language=answer.language)
         try:
             sound = await self._voice.say(request, speaking)
-        except (UnsupportedLanguageError, NoRungError):
+        except (UnsupportedLanguageError, NoRungError, OverloadError):
             # The answer can still be read; that nothing spoke it is told by the missing rung.
             return Prepared(answer, rungs, {**timings, "speak_first_byte": 0.0}, self.rate, None, None)
         try:

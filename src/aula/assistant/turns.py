@@ -21,6 +21,8 @@ from aula.assistant.dialogue import Dialogue, Prepared
 from aula.assistant.endpointing import Endpointer, EndpointingOptions, SpeechStarted, SpeechState
 from aula.core.errors import AudioTooLongError, NothingHeardError
 from aula.core.settings import Settings
+from aula.core.telemetry import DRAFTS, TURN_SECONDS
+from aula.core.traces import span
 from aula.core.types import (
     SPEECH_RATE,
     Capability,
@@ -97,6 +99,7 @@ class Turn:
         rungs: dict[str, str],
     ) -> None:
         self._clock = runtime.clock
+        self._telemetry = runtime.telemetry
         self._dialogue = dialogue
         self._context = context
         self._options = options
@@ -160,11 +163,16 @@ class Turn:
             raise NothingHeardError(
                 "no speech was found in the sound", next_step="speak closer to the microphone, or type: aula ask --text"
             )
-        transcript = await self._transcription.commit()
-        transcribed = self._clock.now()
-        prepared, drafted = await self._prepared(transcript)
-        first_audio = self._clock.now()
+        with span("turn", tenant=self._context.tenant) as traced:
+            with span("transcribe.commit"):
+                transcript = await self._transcription.commit()
+            transcribed = self._clock.now()
+            prepared, drafted = await self._prepared(transcript)
+            first_audio = self._clock.now()
+            traced.tell(drafted=drafted)
         self._dialogue.confirm(prepared)
+        self._telemetry.add(DRAFTS, "hit" if drafted else "miss")
+        self._telemetry.observe(TURN_SECONDS, first_audio - committed)
         timings = {
             "transcribe": 1000 * (transcribed - committed),
             **prepared.timings_ms,

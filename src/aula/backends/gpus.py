@@ -21,7 +21,8 @@ _ANSWER_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`index` is its place on the PCI bus, `uuid` what CUDA_VISIBLE_DEVICES takes, `capability` like "8.9"."""
+    """`index` is its place on the PCI bus, `uuid` what CUDA_VISIBLE_DEVICES takes, `capability` like "8.9".
+    `used_bytes` is of the moment, whoever uses them; 0 where only the command could be asked."""
 
     index: int
     uuid: str
@@ -29,6 +30,7 @@ class Gpu:
     capability: str
     driver: str
     memory_bytes: int
+    used_bytes: int = 0
 
 
 def list_gpus() -> tuple[Gpu, ...]:
@@ -96,6 +98,7 @@ def _gpu(library: Any, index: int, driver: str) -> Gpu:
         capability=f"{major.value}.{minor.value}",
         driver=driver,
         memory_bytes=int(memory.total),
+        used_bytes=int(memory.used),
     )
 
 

@@ -5,7 +5,8 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
@@ -13,6 +14,7 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from aula.backends.hosting.records import Hosting
 from aula.backends.onnx_file import check_file, unknown_node
 from aula.backends.sizes import Bounds, bounded, check_sizes
 from aula.core.errors import BackendError
@@ -53,7 +55,8 @@ class SessionOptions:
     any of them.
     `dynamic_quantisation` lets a backend round activations to int8 as well where the graph has int8 weights alone:
     how many values share a scale, 0 for never, None for the runtime's habit. BERT-base 1x32 on OpenVINO, processor
-    time of one AVX-512 VNNI core: 63 ms with 0, 27 by habit, 21 with 64, 24 with 768. Whisper's step likes 768."""
+    time of one AVX-512 VNNI core: 63 ms with 0, 27 by habit, 21 with 64, 24 with 768. Whisper's step likes 768.
+    `hosted` opens the engine in a process of its own (`backends.hosted`); None in this one."""
 
     threads: int = 0
     precision: str = "fp32"
@@ -64,6 +67,7 @@ class SessionOptions:
     digest: str = ""
     device: int = 0
     weights: Path | None = None
+    hosted: Hosting | None = None
 
 
 class Session:
@@ -166,13 +170,16 @@ class Session:
             if seen is not None and seen[0] is got and seen[1] == got.shape and seen[2] == got.dtype:
                 continue
             check_sizes(spec.name, got.shape, self._names[spec.name], self.options.bounds.get(spec.name, ()))
-            if got.dtype != np.dtype(spec.dtype) or not spec.admits(got.shape):
+            if not self._fits(spec, got):
                 raise BackendError(
                     f"input {spec.name} is {got.dtype}{list(got.shape)} but the engine takes "
                     f"{spec.dtype}{list(spec.shape)}",
                     next_step="convert the array before the run",
                 )
             self._seen[spec.name] = (got, got.shape, got.dtype)
+
+    def _fits(self, spec: TensorSpec, array: NDArray[Any]) -> bool:
+        return array.dtype == np.dtype(spec.dtype) and spec.admits(array.shape)
 
     def _accepted(self, tensors: Tensors) -> Tensors:
         """What a backend takes in another form than it was given, converted."""
@@ -260,6 +267,10 @@ def open_session(backend: str, model: Path, options: SessionOptions | None = Non
     if not model.is_file():
         raise BackendError(f"there is no engine file {model}", next_step="build it again: aula demo")
     options = options or SessionOptions()
+    if options.hosted is not None:
+        from aula.backends.hosted import HostedSession  # which imports this module
+
+        return HostedSession(partial(open_session, backend, model, replace(options, hosted=None)), options.hosted)
     if options.precision not in PRECISIONS:
         raise BackendError(
             f"there is no precision {options.precision!r}", available=PRECISIONS, next_step="choose one of these"

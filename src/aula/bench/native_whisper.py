@@ -116,6 +116,7 @@ class _Decoder:
             raise ValueError("the bench's PyTorch decoder serves one row")
         self._tokens = torch.from_numpy(inputs["tokens"])
         self._rule = torch.from_numpy(inputs["rule"])
+        self._places = torch.from_numpy(inputs["places"][0])
         self._past = int(inputs["position"][0])
         slots = inputs["past_k.0"].shape[2]
         cross, own = DynamicCache(), DynamicCache()
@@ -152,14 +153,14 @@ class _Decoder:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        logits = self._model.proj_out(hidden)
+        logits = self._model.proj_out(hidden[:, self._places])
         return logits, logits.argmax(dim=-1)
 
     def outputs(self, produced: Any) -> Arrays:
         logits, _ = produced
         forbidden = self._torch.from_numpy(suppression(self._config))[self._rule]
         allowed = self._torch.log_softmax(logits + forbidden, dim=-1)
-        named = {"logprob": allowed.max(dim=-1).values.numpy()}
+        named = {"logprob": allowed.max(dim=-1).values.numpy(), "logits": logits.numpy()}
         end = self._past + self._tokens.shape[1]
         for number, layer in enumerate(self._own.layers):
             named[f"new_k.{number}"] = layer.keys[:, :, self._past : end].numpy()

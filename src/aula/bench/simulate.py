@@ -14,6 +14,7 @@ from aula.core.errors import InputError
 from aula.scheduling.batching import Batch
 from aula.scheduling.costs import CostTable
 from aula.scheduling.ladder import Ladder
+from aula.scheduling.routes import Route
 from aula.scheduling.scheduler import Scheduler
 from aula.scheduling.tickets import State, Ticket
 
@@ -73,7 +74,8 @@ class School:
         self.truth = CostTable(COSTS)
         """The scheduler's own table learns; this one stays what the card does."""
         self.ladder = Ladder(self.costs.engines, self.clock)
-        self.scheduler = Scheduler(self._start, self.costs, self.clock, workers=scenario.cards, ladder=self.ladder)
+        self.route = Route("speech", self.ladder, self.costs)
+        self.scheduler = Scheduler(self._start, (self.route,), self.clock, workers=scenario.cards)
         self.phase: Phase = scenario.phases[0]
         self.tickets: list[Ticket] = []
         self.seen_s = 0.0
@@ -124,7 +126,7 @@ class School:
         tier = self.random.choices(list(TIERS), [part for part, _ in TIERS.values()])[0]
         size = 2 if self.random.random() < LONG else 1
         deadline = self.clock.now() + TIERS[tier][1]
-        self.tickets.append(self.scheduler.submit(f"class-{tenant + 1}", tier, size, deadline))
+        self.tickets.append(self.scheduler.submit(self.route, f"class-{tenant + 1}", tier, size, deadline))
 
     def _start(self, batch: Batch) -> None:
         broken = self.phase.failing and batch.rung == "gpu"

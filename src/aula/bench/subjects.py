@@ -31,7 +31,7 @@ USUAL_SHAPES = {
     "bert": ("1x32", "1x128"),
     "minilm": ("1x32",),
     "efficientnet": ("1x3x224x224",),
-    "whisper": ("encoder/1x500", "decoder/1x1x64x250"),
+    "whisper": ("encoder/1x500", "decoder/1x1x1x64x250"),
 }
 """By what a model's name begins with: a question and a passage; one picture; five seconds of sound, and one step of a
 question's text."""

@@ -106,7 +106,7 @@ async def _ask(
             )
         else:
             microphone = await stack.enter_async_context(Microphone())
-            frames = _push_to_talk(microphone)
+            frames = push_to_talk(microphone, "Press Enter, ask, and press Enter again.")
             asked = await ask_frames(runtime, dialogue, frames, settings, context, out, *listeners, watch=watch)
         if watch is not None and _terminal():
             click.echo("\r\x1b[K", nl=False, err=True)
@@ -124,9 +124,9 @@ async def _loudspeaker(stack: AsyncExitStack, rate: int) -> Loudspeaker | None:
         return None
 
 
-async def _push_to_talk(microphone: Microphone) -> AsyncIterator[Float32]:
+async def push_to_talk(microphone: Microphone, invitation: str) -> AsyncIterator[Float32]:
     """Frames between two presses of Enter."""
-    notices().print("Press Enter, ask, and press Enter again.")
+    notices().print(invitation)
     await _enter()
     notices().print("Listening…", style="bold green")
     released = asyncio.create_task(_enter())

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from aula.engine.bundle import Bundle
 from aula.engine.manifest import Candidate, Device, GraphSize, Inspection, Quantisation, TargetEngine
+from aula.engine.recipe import ContextProof
 from aula.engine.verify import Verdict
 
 MOST_PROFILES = 3
@@ -40,9 +41,23 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     for name, part in manifest.parts.items():
         for target, engine in part.engines.items():
             _print_engine(console, "" if len(manifest.parts) == 1 else f"{name}, ", target, engine)
+    print_contexts(console, manifest.contexts)
     licences = "; ".join(f"{one.component}: {one.licence}" for one in manifest.licences)
     if licences:
         _line(console, plain(f"Licences: {licences}"))
+
+
+def print_contexts(console: Console, proof: ContextProof | None) -> None:
+    """In which contexts sounds of each length are heard, and what proves it."""
+    if proof is None:
+        return
+    _line(console, plain(f"Contexts, {proof.metric} on {proof.examples} clips, margin {proof.margin:g} s:"))
+    for bucket, metrics in proof.measured.items():
+        tried = ", ".join(f"{name if name == 'whole' else f'{name} s'} {value:.4f}" for name, value in metrics.items())
+        heard = f"{proof.safe[bucket]:g} s" if bucket in proof.safe else "the whole window"
+        _line(console, plain(f"  up to {bucket} s: {heard} ({tried})"))
+    if not proof.measured:
+        _line(console, plain("  too few clips of any length to prove one: the whole window"))
 
 
 def print_verdict(console: Console, bundle: Bundle, verdict: Verdict) -> None:

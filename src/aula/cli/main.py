@@ -11,6 +11,7 @@ from aula.cli.ask import ask
 from aula.cli.bench import bench
 from aula.cli.build import build, inspect, verify_bundle
 from aula.cli.bundle import bundle
+from aula.cli.captions import captions
 from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
@@ -19,6 +20,7 @@ from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
 from aula.cli.simulate import simulate
+from aula.cli.transcribe import transcribe
 
 EXIT_CODES = """\b
 Exit codes:
@@ -56,6 +58,8 @@ def cli() -> None:
 
 for command in (
     ask,
+    transcribe,
+    captions,
     course,
     doctor,
     demo,

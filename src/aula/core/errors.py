@@ -19,7 +19,11 @@
     │   ├── CheckpointError        weights that are missing, mis-shaped or foreign
     │   ├── BackendError           a runtime is absent, or it refused a graph or a tensor
     │   │   ├── DeviceMemoryError    the card is full; something else may be freed, or a lower rung may serve
-    │   │   └── DeviceLostError      the GPU answers this process no more; only a new process helps
+    │   │   ├── DeviceLostError      the GPU answers this process no more; only a new process helps
+    │   │   ├── ProcessAwayError     the engine's process is not there just now; nothing was tried
+    │   │   └── ProcessLostError     the engine's process ended with this run in it; it comes back by itself
+    │   │       ├── ProcessHungError     it gave no answer for too long, and was ended
+    │   │       └── ProcessMemoryError   it had no memory left
     │   ├── BundleError            a bundle that is damaged, or for another target, backend or version
     │   ├── VerificationError      an engine differs from its reference, or from what was proven
     │   ├── CalibrationError       calibration data that is random, too little or of the wrong form
@@ -36,18 +40,29 @@ An interrupt (Ctrl-C) ends with 130, as shells expect.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 
 class AulaError(Exception):
     """A failure a user can act on: what was wrong, what there is instead, what to do next."""
 
     exit_code = 1
+    reason: str | None = None
+    """Why it was refused, where nothing was tried: a word of the metrics. None is a failure."""
+    retry_after_s: float | None = None
+    """Seconds after which asking again makes sense; None where it never does."""
 
     def __init__(self, what: str, *, next_step: str, available: Sequence[str] = ()) -> None:
         super().__init__(what)
         self.what = what
         self.available = tuple(available)
         self.next_step = next_step
+
+    def refused(self, reason: str, retry_after_s: float | None = None) -> Self:
+        """Mark it as a refusal: nothing was tried."""
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        return self
 
     def __str__(self) -> str:
         parts = [self.what.rstrip(".") + "."]
@@ -133,6 +148,26 @@ class DeviceLostError(BackendError):
     pass
 
 
+class ProcessAwayError(BackendError):
+    """`retry_after_s` seconds from now the process is started anew; 0.0 where it is being started already."""
+
+    def __init__(self, what: str, *, next_step: str, available: Sequence[str] = (), retry_after_s: float = 0.0) -> None:
+        super().__init__(what, next_step=next_step, available=available)
+        self.retry_after_s = retry_after_s
+
+
+class ProcessLostError(BackendError):
+    pass
+
+
+class ProcessHungError(ProcessLostError):
+    pass
+
+
+class ProcessMemoryError(ProcessLostError):
+    pass
+
+
 class BundleError(EngineError):
     pass
 
@@ -176,5 +211,4 @@ class OverloadError(AulaError):
 
     def __init__(self, what: str, *, reason: str, retry_after_s: float, next_step: str) -> None:
         super().__init__(what, next_step=next_step)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.refused(reason, retry_after_s)

@@ -26,6 +26,7 @@ class Setting:
     help: str
     least: float | None = None
     greatest: float | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
@@ -53,6 +54,10 @@ class Setting:
             ) from error
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             self._check_range(value, origin)
+        if self.choices and value not in self.choices:
+            raise SettingsError(
+                f"{self.name} is {value!r} in {origin}", available=self.choices, next_step="choose one of these"
+            )
         return value
 
     def _check_range(self, value: float, origin: str) -> None:
@@ -96,6 +101,20 @@ TABLE: tuple[Setting, ...] = (
     Setting("home", "", "folder for courses, engines and caches; empty: the user's data folder"),
     Setting("course", "mechanics-en", "the course that questions go to when no --course is given"),
     Setting("threads", 0, "threads an engine may use; 0: one per physical core", 0, 256),
+    Setting(
+        "isolate",
+        "gpu",
+        "which engines get a process of their own, that may die alone: never, gpu or always",
+        choices=("never", "gpu", "always"),
+    ),
+    Setting(
+        "whisper",
+        "",
+        "the Whisper that hears: a folder, or owner/name on the Hugging Face hub; empty: those that were pulled, "
+        "largest first; none: no Whisper",
+    ),
+    Setting("whisper.margin", 1.0, "seconds of silence that a context shorter than 30 s keeps after the sound", 0, 28),
+    Setting("whisper.bias_tokens", 24, "tokens of the course's terms that Whisper is told beforehand; 0: none", 0, 200),
     Setting("vad.start", 0.5, "speech probability at which speech begins", 0.05, 0.99),
     Setting("vad.end", 0.35, "speech probability under which speech may end; below vad.start", 0.01, 0.95),
     Setting("vad.start_ms", 64, "how long the probability must stay above vad.start", 32, 2000),
@@ -116,6 +135,23 @@ TABLE: tuple[Setting, ...] = (
     Setting("speech.voice_zh", "cmn", "eSpeak NG voice for Mandarin answers"),
     Setting("speech.words_per_minute", 165, "speaking rate of answers", 80, 450),
     Setting("speech.cache_mb", 64, "disk space for spoken answers that may be asked again", 0, 100_000),
+    Setting("tenants.file", "", "TOML file with quotas and weights of single tenants, a table for each; see above"),
+    Setting("tenants.strict", False, "refuse a tenant that tenants.file does not name"),
+    Setting("tenants.rate", 0.0, "requests a second of a tenant that the file does not name; 0: no limit", 0, 1e6),
+    Setting("tenants.burst", 10, "requests that such a tenant may send at once before the rate holds", 1, 1_000_000),
+    Setting("tenants.concurrency", 0, "requests that such a tenant may have in flight; 0: no limit", 0, 1_000_000),
+    Setting("tenants.device_ms", 0.0, "device milliseconds a minute for such a tenant; 0: no limit", 0, 1e9),
+    Setting("tiers.question", 0.5, "least share of device time for questions; all tiers together at most 1", 0.01, 1),
+    Setting("tiers.caption", 0.15, "least share of captions", 0.01, 1),
+    Setting("tiers.vision", 0.1, "least share of vision", 0.01, 1),
+    Setting("tiers.batch", 0.05, "least share of work that nobody waits for", 0.01, 1),
+    Setting("memory.host_mb", 0, "MiB that models may take on the host; 0: 92 % of what there is", 0, 100_000_000),
+    Setting("memory.gpu_mb", 0, "MiB that models may take on each GPU; 0: 92 % of what there is", 0, 100_000_000),
+    Setting("ladder.detect", "", "rungs that find speech, best first, names with commas between; empty: all"),
+    Setting("ladder.transcribe", "", "rungs that hear, in the same way; aula doctor lists names"),
+    Setting("ladder.understand", "", "rungs that understand"),
+    Setting("ladder.embed", "", "rungs that embed"),
+    Setting("ladder.speak", "", "rungs that speak"),
 )
 _BY_NAME = {setting.name: setting for setting in TABLE}
 
@@ -132,6 +168,11 @@ class Settings:
                 f"vad.end ({self.number('vad.end')}) is not below vad.start ({self.number('vad.start')})",
                 next_step="lower vad.end; the gap between them is what keeps speech from flickering",
             )
+        if (sum_of_shares := sum(self.section("tiers").values())) > 1.0 + 1e-9:
+            raise SettingsError(
+                f"the least shares of tiers sum to {sum_of_shares:g}, and a device has only one whole",
+                next_step="lower some of tiers.question, tiers.caption, tiers.vision and tiers.batch",
+            )
 
     def text(self, name: str) -> str:
         return str(self._values[name])
@@ -141,6 +182,13 @@ class Settings:
 
     def whole(self, name: str) -> int:
         return int(self._values[name])
+
+    def flag(self, name: str) -> bool:
+        return bool(self._values[name])
+
+    def section(self, name: str) -> dict[str, float]:
+        """The numbers whose names begin with `name` and a dot, by what follows."""
+        return {key.removeprefix(f"{name}."): self.number(key) for key in self._values if key.startswith(f"{name}.")}
 
     @property
     def home(self) -> Path:

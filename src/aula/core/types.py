@@ -14,6 +14,9 @@ Int16 = NDArray[np.int16]
 SPEECH_RATE = 16_000
 """Samples a second that every recogniser and the voice-activity detector here expect."""
 
+UNKNOWN_LANGUAGE = "und"
+"""The language tag of what nobody named a language for."""
+
 
 class Capability(StrEnum):
     """What a caller asks for; which model serves it is the ladder's business."""
@@ -65,7 +68,7 @@ class Context:
     """Who asks, and until when. Carried unchanged through every request of a turn.
 
     `deadline` is an absolute moment of the runtime's clock; None means whenever.
-    `language` is a BCP-47 primary tag ("en", "zh").
+    `language` is a BCP-47 primary tag ("en", "zh"); UNKNOWN_LANGUAGE asks for it to be found in the sound.
     """
 
     language: str = "en"
@@ -75,19 +78,33 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
-    """What a recogniser makes of the audio so far; any of it may still change."""
+class Segment:
+    """A piece of a transcript: what is said from `start` to `end`, in seconds of the sound."""
 
+    start: float
+    end: float
     text: str
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """What a recogniser makes of the audio so far; any of it may still change. `stable` is the beginning of `text` on
+    which the last two hypotheses agree; `finished` are the segments that became final since the last partial."""
+
+    text: str
+    stable: str = ""
+    finished: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """The final text of an utterance. `confidence` is in [0, 1]; None where the rung has no such figure."""
+    """The final text of an utterance. `confidence` is in [0, 1]; None where the rung has no such figure. `segments`
+    are empty where the rung does not tell times."""
 
     text: str
     language: str
     confidence: float | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +115,16 @@ class DetectRequest:
 @dataclass(frozen=True, slots=True)
 class TranscribeRequest:
     """`vocabulary` is the course's own text, one string a sentence, that the recogniser may adapt to;
-    `vocabulary_key` names it (course and version), so that an adapted model can be kept."""
+    `vocabulary_key` names it (course and version), so that an adapted model can be kept. `timestamps` asks for
+    segments; `partials` False says that nobody looks at hypotheses, so that none need be made. `early`
+    makes segments final as soon as two hypotheses agree on them; other segments wait until what follows them is heard,
+    and do not depend on when hypotheses were made."""
 
     vocabulary: tuple[str, ...] = ()
     vocabulary_key: str = ""
+    timestamps: bool = False
+    partials: bool = True
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +168,24 @@ class Answer:
     slower: bool = False
 
 
+class Why(StrEnum):
+    """Why a rung served: it is the best of its ladder, or what kept the best from it."""
+
+    BEST = "best"
+    LANGUAGE = "language"
+    OUT_OF_ORDER = "out_of_order"
+    RETRIED = "retried"
+    TIME = "time"
+    OVERRIDE = "override"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A result of the runtime, and the rung that served it."""
+    """A result of the runtime, the rung that served it, and why that one."""
 
     value: Any
     rung: str
+    why: Why = Why.BEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +209,5 @@ class RungInfo:
     details: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, language: str) -> bool:
-        return "*" in self.languages or language in self.languages
+        """A language that is not known is for the rung to find."""
+        return language == UNKNOWN_LANGUAGE or "*" in self.languages or language in self.languages

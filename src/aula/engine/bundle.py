@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from aula.backends.hosted import HostedSession
+from aula.backends.hosting.records import Hosting
 from aula.backends.selecting import SelectingSession
 from aula.backends.session import (
     BACKENDS,
@@ -66,13 +68,23 @@ class Bundle:
         paths = {file.digest: check_file(self.files, file) for file in engine.files}
         return paths[engine.plans.get(profile or "", engine.files[0].digest)]
 
-    def open(self, part: str = WHOLE, profile: str | None = None, *, target: str = "cpu", device: int = 0) -> Session:
+    def open(
+        self,
+        part: str = WHOLE,
+        profile: str | None = None,
+        *,
+        target: str = "cpu",
+        device: int = 0,
+        hosting: Hosting | None = None,
+    ) -> Session:
         """A session on one part, for all sizes, or compiled for those of one profile; on a GPU on the one with that
-        number.
+        number. With `hosting` it lives in a process of its own, all profiles in one.
 
         Everything is checked before a runtime reads the first byte. Raises BundleError for another target, GPU, driver
         or backend version than was proven, VerificationError for changed bytes, BackendError for what the runtime says.
         """
+        if hosting is not None:
+            return HostedSession(functools.partial(self.open, part, profile, target=target, device=device), hosting)
         engine = self.engine(part, target)
         if profile is not None and profile not in engine.profiles:
             engine.bounds(profile)

@@ -15,9 +15,9 @@ from aula.backends.session import BACKENDS, StatePair
 from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError
 from aula.core.types import Licence
-from aula.engine.recipe import Origin
+from aula.engine.recipe import ContextProof, Origin
 
-FORMAT = 4
+FORMAT = 5
 """Raised when a reader of the older form could misunderstand the newer."""
 _REBUILD = "build it again: aula build MODEL --rebuild"
 
@@ -182,7 +182,7 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A bundle: one model's parts, each with its engines by target. `key` says what went in, `seal` is the SHA-256 of
-    all the rest (see `sealed`): it shows damage, not who wrote it."""
+    all the rest (see `sealed`): it shows damage, not who wrote it. `contexts` is what `aula verify` proved last."""
 
     format: int
     name: str
@@ -192,6 +192,7 @@ class Manifest:
     licences: tuple[Licence, ...]
     seeded: bool
     parts: Mapping[str, Part]
+    contexts: ContextProof | None = None
     seal: Digest = NO_SEAL
 
     @property

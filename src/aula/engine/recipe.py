@@ -15,6 +15,8 @@ from aula.core.types import Licence
 if TYPE_CHECKING:
     import onnx
 
+    from aula.engine.bundle import Bundle
+
 Arrays = dict[str, NDArray[Any]]
 WHOLE = "model"
 """The part's name where a model is one graph."""
@@ -153,14 +155,33 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextProof:
+    """How much sound a model must be given to hear a short one: sounds are classed by the least context, in seconds,
+    that holds them and `margin` seconds of silence. `measured` is the metric of each class's labelled examples in every
+    context that was tried, "whole" among them; `safe` is the smallest that lost at most `most_drop` against that. A
+    class that is not in it needs the whole window. `digest` is the SHA-256 of the examples."""
+
+    metric: str
+    examples: int
+    digest: str
+    most_drop: float
+    margin: float
+    measured: Mapping[str, Mapping[str, float]]
+    safe: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What one bundle holds: graphs by the name of their part ("model" where there is only one), each as a recipe.
-    `gpu_parts` are the recipes of those parts that are served otherwise on a GPU: other sizes, states on the device."""
+    `gpu_parts` are the recipes of those parts that are served otherwise on a GPU: other sizes, states on the device.
+    `prove_contexts`, of a model that hears and was given labelled examples, proves shorter contexts with a bundle's own
+    engines and a margin in seconds."""
 
     name: str
     parts: Mapping[str, Recipe]
     origin: Origin | None = None
     gpu_parts: Mapping[str, Recipe] = field(default_factory=dict)
+    prove_contexts: Callable[["Bundle", float], ContextProof] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, origin: Origin | None = None) -> "Model":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aula.backends.hosting.records import hosting_for
 from aula.backends.session import Session
 from aula.core.errors import BackendError, VerificationError
 from aula.core.settings import Settings
@@ -194,12 +195,13 @@ class SentenceEncoder:
         model = Model.of(minilm_recipe())
         store = Store(settings.home / "engines")
         options = BuildOptions(threads=settings.whole("threads"))
+        hosting = hosting_for(settings, "cpu")
         bundle = build(model, store, options, progress=progress)
         try:
-            session = bundle.open()
+            session = bundle.open(hosting=hosting)
         except (VerificationError, BackendError):
             # Damaged on disk since it was proven: build it anew, once.
-            session = build(model, store, replace(options, rebuild=True), progress=progress).open()
+            session = build(model, store, replace(options, rebuild=True), progress=progress).open(hosting=hosting)
         return cls(session, checkpoint, BertConfig.from_checkpoint(checkpoint).hidden_size)
 
     def embed(self, texts: Sequence[str]) -> Float32:

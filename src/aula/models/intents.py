@@ -76,7 +76,14 @@ class IntentUnderstander:
         self._heads = {language: self._open_head(language, examples[language], folder) for language in examples}
 
     def understand(self, text: str, context: Context) -> Understanding:
-        embedding = self._encoder.embed([text])[0]
+        return self.understand_many([text], [context])[0]
+
+    def understand_many(self, texts: Sequence[str], contexts: Sequence[Context]) -> list[Understanding]:
+        """Each as if it had been alone; the encoder reads them together."""
+        embeddings = self._encoder.embed(texts)
+        return [self._judge(*row) for row in zip(texts, contexts, embeddings, strict=True)]
+
+    def _judge(self, text: str, context: Context, embedding: Float32) -> Understanding:
         language = context.language if context.language in self._heads else "en"
         features = embedding[None] if language in ENCODER_LANGUAGES else character_features([text])
         shares = self._heads[language].probabilities(features)[0]

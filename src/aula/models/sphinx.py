@@ -11,6 +11,7 @@ import numpy as np
 from aula.core.errors import BackendError, NothingHeardError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import (
+    UNKNOWN_LANGUAGE,
     Capability,
     Context,
     Float32,
@@ -78,7 +79,7 @@ class SphinxTranscriber:
 
         Raises UnsupportedLanguageError for any language but English, BackendError where PocketSphinx fails.
         """
-        if context.language.lower().split("-")[0] != "en":
+        if context.language.lower().split("-")[0] not in ("en", UNKNOWN_LANGUAGE):
             raise UnsupportedLanguageError(
                 f"PocketSphinx has no model here for the language {context.language!r}",
                 available=sorted(INFO.languages),

@@ -1,8 +1,9 @@
 """Whisper as two recipes, from a Hugging Face folder: tiny to large-v3 and turbo, multilingual and English-only.
 
 The parts: `whisper_config` sizes and weights, `whisper_tokens` special tokens and rules, `whisper_mel` the front end,
-`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the greedy loop,
-`whisper_clips` real sound and its texts, `whisper_task` what int8 is calibrated on and judged by.
+`whisper_graphs` the two graphs, `whisper_reference` what they are checked against, `whisper_decoding` the loop,
+`whisper_choice` choices outside the graph, `whisper_clips` real sound and its texts, `whisper_task` what int8 is
+calibrated on and judged by.
 """
 
 import json
@@ -10,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aula.core.errors import ModelNotFoundError
 from aula.core.types import Licence
-from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
+from aula.engine.recipe import Arrays, Calibration, ContextProof, Model, Profile, Recipe, Size, Task
 from aula.models import whisper_gpu, whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_clips import read_clips, read_sounds
@@ -25,6 +26,9 @@ from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_tokens import RULES
+
+if TYPE_CHECKING:
+    from aula.engine.bundle import Bundle
 
 LICENCES = (Licence("Whisper", "MIT", "weights by OpenAI; the copies on the Hugging Face hub say Apache-2.0"),)
 QUESTION_POSITIONS = 250
@@ -35,6 +39,17 @@ QUESTION_SLOTS = 64
 
 MOST_ROWS = 8
 """Utterances that one run of the decoder serves on a CPU."""
+
+
+UNPROVEN = ("next", "logprob")
+"""Outputs of the decoder that its reference leaves out."""
+
+
+def _fixed(size: int) -> Size:
+    return Size(size, size, size)
+
+
+ONE = _fixed(1)
 
 
 def whisper_model(
@@ -98,7 +113,16 @@ def whisper_model(
             seeded=seeded,
         ),
     }
-    return Model(name, {"encoder": encoder, "decoder": decoder}, gpu_parts=gpu_parts)
+
+    def prove_contexts(bundle: "Bundle", margin: float) -> ContextProof:
+        from aula.models.whisper_proof import prove
+
+        assert labelled is not None
+        return prove(checkpoint, bundle, labelled, margin)
+
+    parts = {"encoder": encoder, "decoder": decoder}
+    proving = prove_contexts if labelled is not None and not seeded else None
+    return Model(name, parts, gpu_parts=gpu_parts, prove_contexts=proving)
 
 
 def encoder_recipe(
@@ -150,8 +174,9 @@ def decoder_recipe(
     Profiles: "step" is one token of one row in a question's slots, "long" the same in any number of them, "prompt"
     several tokens, "window" a step that hears the whole context, "rows" a step of several utterances.
 
-    The reference leaves out `next`: where two tokens are equally likely, another choice is not an error. The log
-    probability of the choice is checked.
+    The reference leaves out `next`: where two tokens are equally likely, another choice is not an error; and `logprob`,
+    which is near 0 where the choice is all but certain, so that any rounding is large beside it. The logits, from which
+    both come, are checked.
     """
     config = WhisperConfig.from_checkpoint(checkpoint)
     shapes = config.decoder_shapes()
@@ -160,28 +185,35 @@ def decoder_recipe(
     heard, slots = min(QUESTION_POSITIONS, whole), min(QUESTION_SLOTS, most)
 
     def proof(inputs: Arrays) -> Arrays:
-        return {name: array for name, array in reference.decode(inputs).items() if name != "next"}
+        return {name: array for name, array in reference.decode(inputs).items() if name not in UNPROVEN}
 
-    def profile(name: str, rows: Size, tokens: Size, slots: Size, positions: Size) -> Profile:
-        return Profile(name, {"rows": rows, "tokens": tokens, "slots": slots, "positions": positions})
+    def profile(name: str, rows: Size, slots: Size, positions: Size, **more: Size) -> Profile:
+        sizes = {"rows": rows, "tokens": ONE, "answers": ONE, "slots": slots, "positions": positions, **more}
+        return Profile(name, sizes)
 
-    one = _fixed(1)
     return Recipe(
         name=name,
-        revision=2,
+        revision=3,
         sources=_sources(checkpoint),
         write_graph=lambda: write_decoder(config, load_weights(checkpoint, shapes)),
         example=lambda sizes, generator: decoder_example(config, sizes, generator),
         reference=proof,
         profiles=(
-            profile("step", one, one, _fixed(slots), Size(1, heard, whole)),
-            profile("long", one, one, Size(1, most, most), Size(1, heard, whole)),
-            profile("prompt", one, Size(2, 4, 16), Size(16, slots, slots), Size(1, heard, whole)),
-            profile("window", one, one, _fixed(slots), _fixed(whole)),
-            profile("rows", Size(1, 4, MOST_ROWS), one, _fixed(slots), Size(1, heard, heard)),
+            profile("step", ONE, _fixed(slots), Size(1, heard, whole)),
+            profile("long", ONE, Size(1, most, most), Size(1, heard, whole)),
+            profile(
+                "prompt",
+                ONE,
+                Size(16, slots, slots),
+                Size(1, heard, whole),
+                tokens=Size(2, 4, 16),
+                answers=Size(1, 2, 16),
+            ),
+            profile("window", ONE, _fixed(slots), _fixed(whole)),
+            profile("rows", Size(1, 4, MOST_ROWS), _fixed(slots), Size(1, heard, heard)),
         ),
-        limits={"tokens": most, "slots": most, "positions": whole},
-        unproven=("next",),
+        limits={"tokens": most, "answers": most, "slots": most, "positions": whole},
+        unproven=UNPROVEN,
         task=task,
         written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
         seeded=seeded,
@@ -189,13 +221,9 @@ def decoder_recipe(
     )
 
 
-def _fixed(size: int) -> Size:
-    return Size(size, size, size)
-
-
 def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: np.random.Generator) -> Arrays:
-    """Random tokens and caches; every row but the first has fewer slots filled and hears less."""
-    rows, tokens = sizes["rows"], sizes["tokens"]
+    """Random tokens, places and caches; every row but the first has fewer slots filled and hears less."""
+    rows, tokens, answers = sizes["rows"], sizes["tokens"], sizes["answers"]
     room = min(sizes["slots"], config.max_target_positions - tokens)
     position = np.full(rows, max(0, room - 1), dtype=np.int64)
     heard = np.full(rows, sizes["positions"], dtype=np.int64)
@@ -206,7 +234,8 @@ def decoder_example(config: WhisperConfig, sizes: Mapping[str, int], generator: 
         "tokens": generator.integers(0, config.vocab_size, (rows, tokens), dtype=np.int64),
         "position": position,
         "heard": heard,
-        "rule": generator.integers(0, len(RULES), (rows, tokens), dtype=np.int64),
+        "places": np.sort(generator.integers(0, tokens, (rows, answers), dtype=np.int64), axis=1),
+        "rule": generator.integers(0, len(RULES), (rows, answers), dtype=np.int64),
     }
     lengths = {"past": sizes["slots"], "cross": sizes["positions"]}
     for layer in range(config.decoder_layers):

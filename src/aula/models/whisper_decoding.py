@@ -1,7 +1,6 @@
 """The greedy loop over Whisper's engines: listen once, then write tokens, from a draft if there is one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,27 +9,14 @@ from numpy.typing import NDArray
 from aula.backends.session import Session
 from aula.core.errors import EngineError
 from aula.core.types import Float32
+from aula.models.whisper_choice import Choose
 from aula.models.whisper_config import WhisperConfig
-from aula.models.whisper_tokens import RULES
+from aula.models.whisper_text import LANGUAGE, TEXT, Text, Written
+
+__all__ = ["WhisperDecoding", "Written"]
 
 SLOT_STEP = 64
 """Slots grow by this many; a graph compiled for few shapes serves them all."""
-
-_ANY, _TEXT, _FIRST, _LANGUAGE = range(len(RULES))
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Tokens after the prompt, the end token left out; `logprobs` are natural logarithms, that of the end included.
-
-    `accepted` of the draft's tokens stood; `runs` is how often the decoder ran; `finished`: the end token came.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    accepted: int
-    runs: int
-    finished: bool
 
 
 class WhisperDecoding:
@@ -57,7 +43,8 @@ class WhisperDecoding:
         self._past: Float32 = np.zeros(shape, dtype=np.float32)
         self._position = np.zeros(1, dtype=np.int64)
         self._token = np.zeros((1, 1), dtype=np.int64)
-        self._rule = np.full((1, 1), _TEXT, dtype=np.int64)
+        self._place = np.zeros((1, 1), dtype=np.int64)
+        self._rule = np.full((1, 1), TEXT, dtype=np.int64)
         self._inputs: dict[str, NDArray[Any]] = {}
 
     def listen(self, mel: Float32) -> None:
@@ -70,59 +57,51 @@ class WhisperDecoding:
     def language(self, start: int) -> tuple[int, float]:
         """The likeliest language token and its probability among the languages."""
         self._position[0] = 0
-        following, logprobs = self._read([start], [_LANGUAGE])
+        made = self._read([start], [0], [LANGUAGE])
         self._position[0] = 0
-        return int(following[0]), float(np.exp(logprobs[0]))
+        return int(made["next"][0, 0]), float(np.exp(made["logprob"][0, 0]))
 
-    def write(self, prompt: Sequence[int], end: int, *, limit: int, draft: Sequence[int] = ()) -> Written:
-        """The greedy text of at most `limit` tokens. A draft never changes it: it only saves runs where it is right."""
-        if not prompt:
-            raise EngineError("Whisper needs a prompt", next_step="begin with the start token")
-        limit = min(limit, self._config.max_target_positions - len(prompt))
-        if limit < 1:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room among {self._config.max_target_positions}",
-                next_step="shorten the prompt, or ask for at least one token",
-            )
-        draft = list(draft)[: max(0, limit - 1)]
-        # 1. Prompt and draft in one run.
-        rules = [_ANY] * (len(prompt) - 1) + [_FIRST] + [_TEXT] * len(draft)
+    def write(
+        self,
+        prompt: Sequence[int],
+        end: int,
+        *,
+        limit: int,
+        draft: Sequence[int] = (),
+        choose: Choose | None = None,
+        give_up: Callable[[Sequence[int]], bool] | None = None,
+    ) -> Written:
+        """The text of at most `limit` tokens; see `Text`."""
+        text = Text(self._config, prompt, end, limit=limit, draft=draft, choose=choose, give_up=give_up)
+        # 1. Prompt and draft in one run; slots beyond what is accepted are overwritten.
         self._position[0] = 0
-        following, logprobs = self._read([*prompt, *draft], rules)
-        following, logprobs = following[len(prompt) - 1 :], logprobs[len(prompt) - 1 :]
-        accepted = 0
-        while accepted < len(draft) and following[accepted] == draft[accepted] != end:
-            accepted += 1
-        tokens = [int(token) for token in following[: accepted + 1]]
-        likelihoods = [float(value) for value in logprobs[: accepted + 1]]
-        # 2. Slots beyond what was accepted are overwritten.
-        self._position[0] = len(prompt) + accepted
-        runs = 1
-        # 3. One token at a time.
-        while tokens[-1] != end and len(tokens) < limit:
-            token, likelihood = self._step(tokens[-1])
-            tokens.append(token)
-            likelihoods.append(likelihood)
-            runs += 1
-        finished = tokens[-1] == end
-        return Written(tuple(tokens[:-1] if finished else tokens), tuple(likelihoods), accepted, runs, finished)
+        made = self._read(text.read, text.places, text.rules)
+        text.begin(made["next"][0], made["logprob"][0], made["logits"][0])
+        self._position[0] = text.position
+        # 2. One token at a time.
+        while not text.done:
+            made = self._step(text.tokens[-1])
+            text.add(made["next"][0, 0], made["logprob"][0, 0], made["logits"][0, 0])
+        return text.written()
 
-    def _read(self, tokens: Sequence[int], rules: Sequence[int]) -> tuple[NDArray[np.int32], Float32]:
-        """Several tokens at once, and what follows each."""
+    def _read(self, tokens: Sequence[int], places: Sequence[int], rules: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Several tokens at once, and what follows those at `places`."""
         if not self._cross:
             raise EngineError("nothing was listened to", next_step="call listen() first")
         self._reserve(len(tokens))
-        given = {"tokens": np.array([tokens], dtype=np.int64), "rule": np.array([rules], dtype=np.int64)}
-        made = self._decoder.run({**self._inputs, **given})
+        given = {"tokens": tokens, "places": places, "rule": rules}
+        made = self._decoder.run(
+            {**self._inputs, **{name: np.array([array], dtype=np.int64) for name, array in given.items()}}
+        )
         self._keep(made["new"])
-        return made["next"][0], made["logprob"][0]
+        return made
 
-    def _step(self, token: int) -> tuple[int, float]:
+    def _step(self, token: int) -> dict[str, NDArray[Any]]:
         self._reserve(1)
         self._token[0, 0] = token
         made = self._stepping.run(self._inputs)
         self._keep(made["new"])
-        return int(made["next"][0, 0]), float(made["logprob"][0, 0])
+        return made
 
     def _keep(self, new: Float32) -> None:
         """Into the slots, all layers in one assignment."""
@@ -146,12 +125,12 @@ class WhisperDecoding:
             for layer in range(self._config.decoder_layers)
             for place, part in enumerate("kv")
         }
-        named = {"tokens": self._token, "position": self._position, "heard": self._heard, "rule": self._rule}
-        self._inputs = {**named, **self._cross, **past}
-        self._stepping = next((session for session in self._steps if _serves(session, self._inputs)), self._decoder)
+        named = {"tokens": self._token, "places": self._place, "position": self._position, "heard": self._heard}
+        self._inputs = {**named, "rule": self._rule, **self._cross, **past}
+        self._stepping = next((session for session in self._steps if serves(session, self._inputs)), self._decoder)
 
 
-def _serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
+def serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
     return all(
         least <= size <= greatest
         for name, limits in session.options.bounds.items()

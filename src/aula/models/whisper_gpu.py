@@ -155,6 +155,7 @@ def _reference(
         "tokens": np.take_along_axis(text, taken, axis=1).astype(np.int64),
         "position": position,
         "heard": inputs["heard"].astype(np.int64),
+        "places": np.tile(np.arange(count), (rows, 1)),
         "rule": rule,
     }
     past: list[tuple[Any, Any]] = []

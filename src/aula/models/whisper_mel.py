@@ -59,35 +59,44 @@ class MelStream:
     def __init__(self, bins: int) -> None:
         self.bins = bins
         self._half = WINDOW // 2
-        self._samples = np.zeros(0, dtype=np.float32)
+        self._buffer = np.zeros(SPEECH_RATE, dtype=np.float32)
+        self._count = 0
         self._done: list[Float32] = []
         self._frames_done = 0
 
     @property
     def samples(self) -> int:
-        return len(self._samples)
+        return self._count
 
     def feed(self, samples: Float32) -> None:
         """Take the next float32 samples [n] at 16 kHz; any n is lawful."""
-        self._samples = np.concatenate([self._samples, samples.astype(np.float32, copy=False)])
-        whole = (len(self._samples) - self._half) // HOP + 1
-        if whole > self._frames_done and len(self._samples) > WINDOW:
-            self._done.append(self._log_power(self._samples, self._frames_done, whole))
+        end = self._count + len(samples)
+        if end > len(self._buffer):
+            self._buffer = np.pad(self._buffer, (0, max(end, 2 * len(self._buffer)) - len(self._buffer)))
+        self._buffer[self._count : end] = samples
+        self._count = end
+        whole = (end - self._half) // HOP + 1
+        if whole > self._frames_done and end > WINDOW:
+            self._done.append(self._log_power(self._buffer[:end], self._frames_done, whole))
             self._frames_done = whole
+
+    def tail(self, start: int) -> Float32:
+        """A copy of the samples from `start` on."""
+        return self._buffer[start : self._count].copy()
 
     def features(self, frames: int) -> Float32:
         """float32 [bins, frames] as the encoder wants them, silence after the sound so far.
 
         Raises AudioTooLongError where the sound does not fit.
         """
-        if len(self._samples) > frames * HOP:
+        if self._count > frames * HOP:
             raise AudioTooLongError(
-                f"{len(self._samples) / SPEECH_RATE:.1f} s of sound do not fit a window of {frames / 100:.1f} s",
+                f"{self._count / SPEECH_RATE:.1f} s of sound do not fit a window of {frames / 100:.1f} s",
                 next_step="ask for more frames, or cut the sound",
             )
-        window = np.pad(self._samples, (0, frames * HOP - len(self._samples)))
+        window = np.pad(self._buffer[: self._count], (0, frames * HOP - self._count))
         # Frames that see some sound; those after them see only padding.
-        last = min(frames, (len(self._samples) + self._half - 1) // HOP + 1)
+        last = min(frames, (self._count + self._half - 1) // HOP + 1)
         logs = np.concatenate([*self._done, self._log_power(window, self._frames_done, last)], axis=1)
         logs = np.pad(logs, ((0, 0), (0, frames - logs.shape[1])), constant_values=np.log10(FLOOR))
         scaled = (np.maximum(logs, logs.max() - RANGE) + 4) / 4

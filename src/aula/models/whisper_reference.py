@@ -74,10 +74,15 @@ class WhisperReference:
         seen = {name: array[:, :position] for name, array in row.items() if name.startswith("past")}
         seen |= {name: array[:, :heard] for name, array in row.items() if name.startswith("cross")}
         new: list[Float64] = []
-        logits = self._logits(row["tokens"], position, seen, new) + suppression(self._config)[row["rule"]]
-        following = logits.argmax(axis=1)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return {"next": following, "logprob": -np.log(shares.sum(axis=1)), "new": np.stack(new)}
+        logits = self._logits(row["tokens"], position, seen, new)[row["places"]]
+        allowed = logits + suppression(self._config)[row["rule"]]
+        shares = np.exp(allowed - allowed.max(axis=1, keepdims=True))
+        return {
+            "next": allowed.argmax(axis=1),
+            "logprob": -np.log(shares.sum(axis=1)),
+            "logits": logits,
+            "new": np.stack(new),
+        }
 
     def _logits(self, tokens: NDArray[np.int64], position: int, seen: Arrays, new: list[Float64]) -> Float64:
         """float64 [tokens, vocabulary]; adds to `new` the tokens' own keys and values of each layer."""

@@ -1,5 +1,6 @@
 """Whisper's special tokens, and which tokens may follow which."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,27 @@ NEVER = -1e4
 RULES = ("any", "text", "first", "language")
 """What may follow a token: anything; no suppressed token; the same at the start of a text; a language."""
 
+TIMESTAMPS = 1501
+TIMESTAMP_STEP = 0.02
+"""Seconds from one timestamp to the next; the last is that of 30 s."""
+
+LATEST_FIRST = 1.0
+"""Seconds: where the first segment of a window begins at the latest (openai-whisper's max_initial_timestamp)."""
+
+# In the order of Whisper's tokeniser; large-v3 added the last.
+_CODES = (
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
+    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
+    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
+)
+LANGUAGES = tuple(_CODES.split())
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
     """Identifiers after the text's, in the order of Whisper's tokeniser: end, start, one for each language,
     translate, transcribe, start of a language-model text, start of the previous text, no speech, no timestamps, then
-    timestamps in steps of 0.02 s."""
+    timestamps in steps of 0.02 s. `multilingual`: languages and tasks are told to the model."""
 
     end: int
     start: int
@@ -31,16 +47,18 @@ class SpecialTokens:
     previous: int
     no_speech: int
     no_timestamps: int
+    multilingual: bool
 
     @classmethod
     def of(cls, vocab_size: int) -> "SpecialTokens | None":
         """None for a vocabulary that is not one of Whisper's (small models of tests)."""
         if vocab_size < ENGLISH_VOCABULARY:
             return None
-        end = 50_257 if vocab_size > ENGLISH_VOCABULARY else 50_256
-        # Eight named tokens and 1 501 timestamps stand beside the languages; the English vocabulary carries
+        multilingual = vocab_size > ENGLISH_VOCABULARY
+        end = 50_257 if multilingual else 50_256
+        # Eight named tokens and the timestamps stand beside the languages; the English vocabulary carries
         # the languages too, without use.
-        languages = vocab_size - end - 8 - 1501
+        languages = vocab_size - end - 8 - TIMESTAMPS
         after = end + 2 + languages
         return cls(
             end=end,
@@ -51,7 +69,28 @@ class SpecialTokens:
             previous=after + 3,
             no_speech=after + 4,
             no_timestamps=after + 5,
+            multilingual=multilingual,
         )
+
+    @property
+    def timestamps(self) -> int:
+        """The token of 0 s; all from it on are times."""
+        return self.no_timestamps + 1
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of the languages that the model hears, in the order of their tokens."""
+        return LANGUAGES[: len(self.languages)] if self.multilingual else ("en",)
+
+    def prompt(self, language: int | None, *, timestamps: bool = False, before: Sequence[int] = ()) -> list[int]:
+        """What a text begins with; `language` is a token, None for an English-only model. `before` is text that a
+        previous window ended with, or words that are likely."""
+        start = [self.start] if language is None else [self.start, language, self.transcribe]
+        return [
+            *([self.previous, *before] if before else []),
+            *start,
+            *([] if timestamps else [self.no_timestamps]),
+        ]
 
 
 def suppression(config: WhisperConfig) -> Float32:

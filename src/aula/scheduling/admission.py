@@ -1,4 +1,4 @@
-"""Who may come in: a tenant's quotas first, then whether the request would finish in time.
+"""Who may come in: a tenant's quotas. What they leave is judged by `prediction`.
 
 Everything here costs microseconds, so that a refusal comes at once and its sender can do something else.
 """
@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aula.core.errors import SettingsError
-from aula.scheduling.costs import CostTable
-from aula.scheduling.queue import Queue
-from aula.scheduling.tickets import Reason, Refusal, Ticket
+from aula.scheduling.tickets import Reason, Refusal
 
 MOST_TENANTS = 4096
 """Whose quotas are remembered while they ask nothing; the one idle longest is forgotten first."""
@@ -104,25 +102,3 @@ class Quotas:
         idle = next((name for name, account in self._accounts.items() if not account.in_flight), None)
         if idle is not None:
             del self._accounts[idle]
-
-
-def predicted_finish_s(
-    ticket: Ticket, queue: Queue, costs: CostTable, rung: str, workers: int, free_in_s: float
-) -> float:
-    """Seconds from now until the ticket would be answered, if the load stays as it is.
-
-    A tenant waits for the whole tier, or, where others wait with more, only for its own fair part of it: somebody
-    inside its share is let in however long a greedy neighbour's queue has become. `free_in_s` is when a worker is.
-    """
-    tier = queue.tiers[ticket.tier]
-    fair = tier.fair
-    weight = fair.weight(ticket.tenant)
-    active = fair.active_weight + (0.0 if fair.is_busy(ticket.tenant) else weight)
-    own = tier.tenant_backlog_ms.get(ticket.tenant, 0.0) * active / weight
-    before_ms = min(tier.backlog_ms, own) / queue.share_now(ticket.tier)
-    wait_ms = before_ms / workers
-    batch = min(tier.lane_length((ticket.bucket, ticket.below)) + 1, costs.most(rung, ticket.bucket))
-    # While work waits, batches are full, and this one starts behind another.
-    if wait_ms > 0:
-        batch = costs.most(rung, ticket.bucket)
-    return free_in_s + (wait_ms + costs.promise(rung, ticket.bucket, batch)) / 1e3

@@ -7,10 +7,11 @@ are full, and a ticket that has no time left for a full one is dropped (Nexus, S
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from aula.scheduling.costs import CostTable
-from aula.scheduling.ladder import Ladder
-from aula.scheduling.queue import LaneKey, Queue, TierQueue
+from aula.core.types import Why
+from aula.scheduling.queue import LaneKey, Queue, Runnable, TierQueue
+from aula.scheduling.routes import Route
 from aula.scheduling.tickets import State, Ticket
 
 
@@ -18,11 +19,14 @@ from aula.scheduling.tickets import State, Ticket
 class Batch:
     """Tickets that run together on one rung; none at all is a canary, which the owner runs on an input of its own."""
 
+    route: Route
     rung: str
     bucket: int
     tickets: tuple[Ticket, ...]
     started: float
     predicted_ms: float
+    unit_ms: float = 0.0
+    """What each ticket was billed when it started."""
     owed: str | None = None
     """The tier that it was owed to, and that pays for it; None where it was served out of what is left over."""
 
@@ -30,34 +34,65 @@ class Batch:
     def is_canary(self) -> bool:
         return not self.tickets
 
+    @property
+    def worker(self) -> str:
+        return self.route.ladder.worker_of[self.rung]
 
-def next_batch(
-    queue: Queue, costs: CostTable, ladder: Ladder, now: float, drop: Callable[[Ticket], None]
-) -> Batch | None:
-    """Take the next batch out of the queue, if any; `drop` is called for tickets that can no longer be in time."""
-    while (turn := queue.choose()) is not None:
+
+class Rooms(Protocol):
+    """Whether a worker is idle, and in how many seconds one is."""
+
+    def idle(self, name: str) -> bool: ...
+
+    def free_in_s(self, name: str, now: float) -> float: ...
+
+
+def next_batch(queue: Queue, rooms: Rooms, now: float, drop: Callable[[Ticket], None], *, shared: bool) -> Batch | None:
+    """Take the next batch out of the queue, if any; `drop` is called for tickets that can no longer be in time.
+
+    `shared`: all rungs run on the same workers, of which one is idle. Else a ticket comes up only where the worker of
+    its rung is idle; one that has no time to wait for its best rung goes to a lower one.
+    """
+
+    def rung_of(ticket: Ticket) -> str | None:
+        route, bucket = ticket.route, ticket.bucket
+        slack_ms = (ticket.deadline - now) * 1e3
+
+        def fits(name: str) -> bool:
+            waits_ms = 0.0 if shared else 1e3 * rooms.free_in_s(route.ladder.worker_of[name], now)
+            return waits_ms + route.costs.promise(name, bucket, 1) <= slack_ms
+
+        return route.choose(ticket.below, fits)
+
+    def can_go(ticket: Ticket) -> bool:
+        rung = rung_of(ticket)
+        return rung is None or rooms.idle(ticket.route.ladder.worker_of[rung])
+
+    runnable: Runnable | None = None if shared else can_go
+    while (turn := queue.choose(runnable)) is not None:
         tier, is_spare = turn
-        first = tier.next()
+        first = tier.next(runnable)
         if first is None:
             raise RuntimeError(f"tier {tier.name} counts {tier.length} tickets and holds none")
-        key = (first.bucket, first.below)
-        slack_ms = (first.deadline - now) * 1e3
-        rung = ladder.choose(first.below, lambda name: costs.promise(name, key[0], 1) <= slack_ms)  # noqa: B023
+        rung = rung_of(first)
         if rung is None:
             drop(first)
             continue
-        taken = _fill(queue, tier, key, rung, costs, now, drop)
+        taken = _fill(queue, tier, first.lane, rung, now, drop)
         if taken:
-            predicted = costs.predict(rung, key[0], len(taken))
-            return Batch(rung, key[0], tuple(taken), now, predicted, None if is_spare else tier.name)
+            costs, bucket = first.route.costs, first.bucket
+            predicted, unit = costs.predict(rung, bucket, len(taken)), costs.unit(rung, bucket)
+            owed = None if is_spare else tier.name
+            return Batch(first.route, rung, bucket, tuple(taken), now, predicted, unit, owed)
     return None
 
 
 def _fill(
-    queue: Queue, tier: TierQueue, key: LaneKey, rung: str, costs: CostTable, now: float, drop: Callable[[Ticket], None]
+    queue: Queue, tier: TierQueue, key: LaneKey, rung: str, now: float, drop: Callable[[Ticket], None]
 ) -> list[Ticket]:
     """Its own tier first, then others whose work fits the same batch: their places would be empty else."""
-    bucket = key[0]
+    route, bucket, _ = key
+    costs = route.costs
     most = costs.most(rung, bucket)
     others = [other for other in queue.tiers.values() if other is not tier]
     unit = costs.unit(rung, bucket)
@@ -76,9 +111,25 @@ def _fill(
             if ends > min(earliest, ticket.deadline):
                 break
             ticket.state = State.RUNNING
+            ticket.why = _why(ticket, rung)
             source.fair.chosen(ticket.tenant)
             source.leave(ticket)
             queue.bill(ticket.tenant, unit)
             earliest = min(earliest, ticket.deadline)
             taken.append(ticket)
     return taken
+
+
+def _why(ticket: Ticket, rung: str) -> Why:
+    """Why not the best rung of its ladder, where it is not."""
+    ladder, only = ticket.route.ladder, ticket.route.only
+    best = ladder.names[0]
+    if rung == best:
+        return Why.BEST
+    if ladder.overridden is not None:
+        return Why.OVERRIDE
+    if only is not None and best not in only:
+        return Why.LANGUAGE
+    if ticket.error is not None:
+        return Why.RETRIED
+    return Why.TIME if ladder.usable(best) else Why.OUT_OF_ORDER

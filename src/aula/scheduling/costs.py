@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 from aula.core.errors import InputError, SettingsError
@@ -14,6 +14,9 @@ LEARNING = 0.1
 """Weight of the newest run: a card that has slowed for good is believed after about twenty runs."""
 OUTLIER = 4.0
 """One run counts at most as so many times what was expected: a hiccup must not shut the door."""
+
+LEAST_MS = 0.01
+"""What a run costs at least: a clock that stands still would else promise the world."""
 
 MARGIN = 1.1
 """Three standard deviations of a batch's duration on one card, where kernels keep within 3 % (Clockwork, OSDI'20)."""
@@ -27,16 +30,29 @@ class CostTable:
             raise SettingsError("a cost table needs an engine, and each engine a bucket", next_step="measure one batch")
         self.buckets = tuple(sorted({bucket for buckets in measured.values() for bucket in buckets}))
         self._cells: dict[tuple[str, int], list[float]] = {}
-        for engine, buckets in measured.items():
-            if tuple(sorted(buckets)) != self.buckets:
-                raise SettingsError(
-                    f"engine {engine!r} has other buckets than the rest of its ladder",
-                    available=[str(bucket) for bucket in self.buckets],
-                    next_step="build every rung with the same profiles",
-                )
-            for bucket, batches in buckets.items():
-                self._cells[engine, bucket] = _between(engine, batches)
+        self._measured: dict[tuple[str, int], tuple[float, ...]] = {}
+        self._guessed: dict[tuple[str, int], int] = {}
+        """Runs that are still left out of account."""
         self.engines = tuple(measured)
+        for engine, buckets in measured.items():
+            self.replace(engine, buckets)
+
+    def replace(self, engine: str, buckets: Mapping[int, Mapping[int, float]], guessed: Collection[int] = ()) -> None:
+        """The engine was loaded, and so measured anew. `guessed` buckets were not: their first run, which reads
+        dictionaries and allocates, teaches nothing, and the second is believed whole."""
+        if tuple(sorted(buckets)) != self.buckets:
+            raise SettingsError(
+                f"engine {engine!r} has other buckets than the rest of its ladder",
+                available=[str(bucket) for bucket in self.buckets],
+                next_step="build every rung with the same profiles",
+            )
+        for bucket, batches in buckets.items():
+            key = engine, bucket
+            self._cells[key] = _between(engine, batches)
+            self._measured[key] = tuple(self._cells[key])
+            self._guessed.pop(key, None)
+            if bucket in guessed:
+                self._guessed[key] = 1
 
     def bucket_of(self, size: int) -> int:
         """The least bucket that holds `size`."""
@@ -69,8 +85,27 @@ class CostTable:
         if not (math.isfinite(took_ms) and took_ms >= 0.0):
             return
         cells = self._cells[engine, bucket]
+        if batch > len(cells):
+            return  # it was measured anew meanwhile, by an engine that takes fewer at once
         expected = cells[batch - 1]
+        if (left := self._guessed.get((engine, bucket))) is not None:
+            if left:
+                self._guessed[engine, bucket] = left - 1
+                return
+            del self._guessed[engine, bucket]
+            factor = max(took_ms, LEAST_MS) / expected
+            self._cells[engine, bucket] = [factor * cell for cell in cells]
+            return
         cells[batch - 1] += LEARNING * (min(took_ms, OUTLIER * expected) - expected)
+
+    def relax(self, engine: str, bucket: int) -> None:
+        """Somebody was refused though nothing waited: come a little back to what was measured.
+
+        Else one slow minute would be believed for ever, since nothing that is refused can teach better.
+        """
+        cells, measured = self._cells[engine, bucket], self._measured[engine, bucket]
+        for index, (cell, least) in enumerate(zip(cells, measured, strict=True)):
+            cells[index] = cell + LEARNING * min(0.0, least - cell)
 
 
 def _between(engine: str, batches: Mapping[int, float]) -> list[float]:

@@ -7,7 +7,7 @@ can serve: a slow answer is better than none. Failures open the last one too, si
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,6 +24,8 @@ class Cause(StrEnum):
     FAILURES = "failures"
     DEADLINES = "deadlines"
     LOAD = "load"
+    HUNG = "hung"
+    SWAP = "swap"
     MEMORY = "memory"
     CANARIES = "canaries"
     OVERRIDE = "override"
@@ -72,7 +74,7 @@ class _Rung:
 
 
 class Ladder:
-    """Rungs by name, best first."""
+    """Rungs by name, best first. `workers` says where each runs; without it all share one kind of worker."""
 
     def __init__(
         self,
@@ -80,27 +82,26 @@ class Ladder:
         clock: Clock,
         policy: Policy | None = None,
         on_change: Callable[[Change], None] | None = None,
+        workers: Mapping[str, str] | None = None,
     ) -> None:
         if not rungs or len(set(rungs)) != len(rungs):
             raise SettingsError(f"rungs must have names of their own: {list(rungs)}", next_step="name each once")
         self.names = tuple(rungs)
         self.changes: deque[Change] = deque(maxlen=256)
+        self.worker_of = {name: (workers or {}).get(name, "") for name in rungs}
         self._clock = clock
         self._policy = policy or Policy()
         self._rungs = {name: _Rung(name, self._policy) for name in rungs}
         self._override: str | None = None
         self._on_change = on_change
 
-    def choose(self, below: int = 0, fits: Callable[[str], bool] | None = None) -> str | None:
-        """The best rung that is in order and quick enough, from index `below` on."""
-        for name in self.names[below:]:
-            if self.usable(name) and (fits is None or fits(name)):
-                return name
-        return None
-
     def usable(self, name: str) -> bool:
         """An operator's override names the one rung that serves, whatever its breaker says."""
         return name == self._override if self._override is not None else self._rungs[name].state is Breaker.CLOSED
+
+    @property
+    def overridden(self) -> str | None:
+        return self._override
 
     def state(self, name: str) -> Breaker:
         return self._rungs[name].state
@@ -131,6 +132,10 @@ class Ladder:
     def load_failed(self, name: str) -> None:
         self._open(self._rungs[name], Cause.LOAD)
 
+    def hung(self, name: str) -> None:
+        """It did not come back. Three such waits would be two too many."""
+        self._open(self._rungs[name], Cause.HUNG)
+
     def memory(self, name: str, *, pressed: bool) -> None:
         """The device is nearly full, or no longer; while it is, no canary is sent."""
         rung = self._rungs[name]
@@ -138,11 +143,12 @@ class Ladder:
         if pressed and self._lower_serves(name):
             self._open(rung, Cause.MEMORY)
 
-    def due_canary(self) -> str | None:
-        """The rung that wants one now; asking is taking."""
+    def due_canary(self, idle: Callable[[str], bool] | None = None) -> str | None:
+        """The rung that wants one now, and whose worker is idle; asking is taking."""
         now = self._clock.now()
         for rung in self._rungs.values():
-            if rung.state is Breaker.OPEN and rung.canary_at <= now and not rung.pressed:
+            due = rung.state is Breaker.OPEN and rung.canary_at <= now and not rung.pressed
+            if due and (idle is None or idle(self.worker_of[rung.name])):
                 rung.canary_at = math.inf
                 return rung.name
         return None
@@ -167,6 +173,13 @@ class Ladder:
             rung.state, rung.canary_at = Breaker.CLOSED, math.inf
             rung.wait_s = self._policy.wait_s
             self._tell(name, Breaker.CLOSED, Cause.CANARIES)
+
+    def swapped(self, name: str) -> None:
+        """Another model has taken the rung's place, and was tried: what the old one did is not held against it."""
+        was = self._rungs[name].state
+        self._rungs[name] = _Rung(name, self._policy)
+        if was is Breaker.OPEN:
+            self._tell(name, Breaker.CLOSED, Cause.SWAP)
 
     def _lower_serves(self, name: str) -> bool:
         return any(self._rungs[lower].state is Breaker.CLOSED for lower in self.names[self.index(name) + 1 :])

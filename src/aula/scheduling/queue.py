@@ -1,19 +1,22 @@
 """Who is next: tiers by least share, tenants by fairness, and inside a tenant the earliest deadline.
 
-A lane holds what can share a batch: one tier, one bucket, the same rungs left to try. Nothing is dug out of a heap: a
-cancelled ticket, or a tenant whose virtual time has moved on, is noticed when it comes up.
+A lane holds what can share a batch: one tier, one route, one bucket, the same rungs left to try. Nothing is dug
+out of a heap: a cancelled ticket, or a tenant whose virtual time has moved on, is noticed when it comes up.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 
 from aula.core.errors import InputError, SettingsError
 from aula.scheduling.fairness import FairShare
+from aula.scheduling.routes import Route
 from aula.scheduling.tickets import State, Ticket
 
-LaneKey = tuple[int, int]
-"""Bucket, and the index of the first rung that may still be tried."""
+LaneKey = tuple[Route, int, int]
+"""Route, bucket, and the index of the first rung that may still be tried."""
+
+Runnable = Callable[[Ticket], bool]
 
 LEAST_SHARES: Mapping[str, float] = {"question": 0.5, "caption": 0.15, "vision": 0.1, "batch": 0.05}
 """Of the device's time. What is left over goes to the first tier that has work."""
@@ -69,7 +72,7 @@ class TierQueue:
     def push(self, ticket: Ticket) -> None:
         tenant = ticket.tenant
         self.fair.wake(tenant)
-        lane = self._lanes.setdefault((ticket.bucket, ticket.below), _Lane())
+        lane = self._lanes.setdefault(ticket.lane, _Lane())
         line = lane.lines.get(tenant)
         if line is None:
             line = lane.lines[tenant] = _Line()
@@ -85,7 +88,7 @@ class TierQueue:
 
     def leave(self, ticket: Ticket) -> None:
         """The ticket, whose state is no longer waiting, is out of every count."""
-        tenant, key = ticket.tenant, (ticket.bucket, ticket.below)
+        tenant, key = ticket.tenant, ticket.lane
         lane = self._lanes[key]
         line = lane.lines[tenant]
         line.live -= 1
@@ -135,13 +138,13 @@ class TierQueue:
             else:
                 return line.head()
 
-    def next(self) -> Ticket | None:
-        """Whose turn it is in any lane: least virtual time, then the earliest deadline."""
+    def next(self, runnable: Runnable | None = None) -> Ticket | None:
+        """Whose turn it is in any lane whose head is `runnable`: least virtual time, then the earliest deadline."""
         best: tuple[float, float] | None = None
         chosen = None
         for key in self._lanes:
             head = self.head(key)
-            if head is not None:
+            if head is not None and (runnable is None or runnable(head)):
                 rank = (self.fair.virtual(head.tenant), head.deadline)
                 if best is None or rank < best:
                     best, chosen = rank, head
@@ -188,9 +191,9 @@ class Queue:
     def length(self) -> int:
         return sum(tier.length for tier in self.tiers.values())
 
-    def choose(self) -> tuple[TierQueue, bool] | None:
+    def choose(self, runnable: Runnable | None = None) -> tuple[TierQueue, bool] | None:
         """The tier whose turn it is, and whether it is served out of what is left over."""
-        busy = [tier for tier in self.tiers.values() if tier.length]
+        busy = [tier for tier in self.tiers.values() if tier.length and (runnable is None or tier.next(runnable))]
         if not busy:
             return None
         owed = max(busy, key=lambda tier: tier.credit_ms)

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aula.core.errors import AulaError, OverloadError
+from aula.core.types import Why
+
+if TYPE_CHECKING:
+    from aula.scheduling.routes import Route
 
 
 class State(StrEnum):
@@ -54,12 +58,13 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_done", "below", "bucket", "deadline", "error", "finished", "payload", "refusal", "rung", "state",
-        "submitted", "tenant", "tier", "unit_ms", "value",
+        "_on_done", "below", "bucket", "deadline", "error", "finished", "is_part", "payload", "refusal", "route",
+        "rung", "state", "submitted", "tenant", "tier", "unit_ms", "value", "why",
     )  # fmt: skip
 
     def __init__(
         self,
+        route: "Route",
         tenant: str,
         tier: str,
         bucket: int,
@@ -67,7 +72,9 @@ class Ticket:
         submitted: float,
         payload: Any = None,
         on_done: "Callable[[Ticket], None] | None" = None,
+        is_part: bool = False,
     ) -> None:
+        self.route = route
         self.tenant = tenant
         self.tier = tier
         self.bucket = bucket
@@ -79,12 +86,20 @@ class Ticket:
         """Rungs before this index have failed it already."""
         self.unit_ms = 0.0
         """Its part of a full batch, in device milliseconds: what it adds to the backlog."""
+        self.is_part = is_part
+        """Of a request that was let in already: it waits its turn and is billed, but meets no quota again."""
         self.rung: str | None = None
+        self.why = Why.BEST
         self.value: Any = None
         self.error: AulaError | Exception | None = None
         self.refusal: Refusal | None = None
         self.finished: float | None = None
         self._on_done = on_done
+
+    @property
+    def lane(self) -> "tuple[Route, int, int]":
+        """What it can share a batch with."""
+        return (self.route, self.bucket, self.below)
 
     @property
     def late(self) -> bool:

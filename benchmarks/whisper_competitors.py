@@ -1,0 +1,220 @@
+"""Those who take part in `benchmarks/whisper.py`, each in a process and, where it likes, an interpreter of its own.
+
+    python benchmarks/whisper_competitors.py '{"kind": "aula", …}'
+
+Samples in memory to a text: front end, encoder, greedy tokens, tokenizer. All write the same number of tokens.
+"""
+
+import json
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aula.bench.protocol import Arrays, Competitor, private_answers, serve
+from aula.models.whisper_tokens import SpecialTokens
+
+LANGUAGE = "en"
+
+
+def _memory() -> str:
+    """What this process holds, and the most that it held so far (while it compiled, say)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"{pages * resource.getpagesize() / 2**20:.0f} MB, {most:.0f} at the most"
+
+
+class _Base:
+    """`write` gives the tokens of `self.samples`, at most `self.count`."""
+
+    about: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.about = {}
+
+    def prepare(self, inputs: Arrays) -> Mapping[str, Any]:
+        self.samples = np.asarray(inputs["samples"], dtype=np.float32)
+        self.count = int(inputs["tokens"])
+        self.draft = [int(token) for token in inputs.get("draft", ())]
+        self.ready()
+        self.run()
+        return {**self.about, "memory": _memory(), "tokens": len(self.tokens)}
+
+    def ready(self) -> None:
+        pass
+
+    def rewind(self) -> None:
+        pass
+
+    def run(self) -> None:
+        self.tokens = self.write()
+
+    def write(self) -> list[int]:
+        raise NotImplementedError
+
+    def outputs(self) -> Arrays:
+        return {"tokens": np.array(self.tokens, dtype=np.int64)}
+
+
+class Aula(_Base):
+    """The engines of a bundle. `context` in seconds; `rows` texts of the same sound at once, encoded before."""
+
+    def __init__(self, store: str, key: str, folder: str, context: float, rows: int) -> None:
+        super().__init__()
+        from aula.engine.store import Store
+        from aula.models.checkpoints import Checkpoint
+        from aula.models.whisper_config import WhisperConfig
+        from aula.models.whisper_decoding import WhisperDecoding
+        from aula.models.whisper_engines import open_sessions
+        from aula.models.whisper_tokenizer import WhisperTokenizer
+
+        bundle = Store(Path(store)).open(key)
+        self.config = WhisperConfig.from_checkpoint(Checkpoint(Path(folder)))
+        self.tokenizer = WhisperTokenizer.open(Checkpoint(Path(folder)), self.config)
+        self.sessions = open_sessions(bundle)
+        self.decoding = WhisperDecoding(self.config, *self.sessions[:2], steps=self.sessions[2:])
+        self.frames, self.rows = round(100 * context), rows
+        engines = {part: bundle.engine(part) for part in ("encoder", "decoder")}
+        self.about = {part: f"{engine.precision} on {engine.backend}" for part, engine in engines.items()}
+        special = self.tokenizer.special
+        self.prompt = special.prompt(special.languages[0] if special.multilingual else None)
+
+    def ready(self) -> None:
+        if self.rows:
+            self.encoded = self.sessions[0].run({"mel": self._mel()[None]})
+
+    def write(self) -> list[int]:
+        if self.rows:
+            return self._in_rows()
+        self.decoding.listen(self._mel())
+        # No token ends these texts: made-up weights end nowhere in particular.
+        written = self.decoding.write(self.prompt, -1, limit=self.count, draft=self.draft)
+        self.tokenizer.text(written.tokens)
+        return list(written.tokens)
+
+    def _in_rows(self) -> list[int]:
+        from aula.models.whisper_rows import WhisperRows
+        from aula.models.whisper_text import Text
+
+        rows = WhisperRows(self.config, self.sessions[1], most=self.rows, steps=self.sessions[2:])
+        texts = [Text(self.config, self.prompt, -1, limit=self.count) for _ in range(self.rows)]
+        rows.write_all((self.encoded, text) for text in texts)
+        return list(texts[0].written().tokens)
+
+    def _mel(self) -> Any:
+        from aula.models.whisper_mel import HOP, log_mel
+
+        return log_mel(self.samples[: self.frames * HOP], self.config.num_mel_bins, self.frames)
+
+
+class Transformers(_Base):
+    """`generate` in fp32, with the 30 s that it pads to."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        super().__init__()
+        import torch
+        import transformers
+        from tokenizers import Tokenizer
+
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+        self.extractor = transformers.WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
+        self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        special = SpecialTokens.of(self.model.config.vocab_size)
+        assert special is not None
+        self.prompt = special.prompt(special.languages[0] if special.multilingual else None)
+        steering = self.model.generation_config
+        steering.decoder_start_token_id = special.start
+        steering.eos_token_id = steering.pad_token_id = steering.bos_token_id = special.end
+        self.about = {"what": f"transformers {transformers.__version__}, torch {torch.__version__}, fp32"}
+
+    def write(self) -> list[int]:
+        features = self.extractor(self.samples, sampling_rate=16_000, return_tensors="pt").input_features
+        prompt = self.torch.tensor([self.prompt])
+        made = self.model.generate(
+            features,
+            decoder_input_ids=prompt,
+            max_new_tokens=self.count,
+            min_new_tokens=self.count,
+            do_sample=False,
+            num_beams=1,
+        )[0].tolist()
+        tokens = [int(token) for token in made[-self.count :]]
+        self.tokenizer.decode(tokens)
+        return tokens
+
+
+class FasterWhisper(_Base):
+    """CTranslate2 in int8, greedy, without its fallbacks."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        super().__init__()
+        import ctranslate2
+        import faster_whisper
+
+        self.model = faster_whisper.WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
+        self.about = {
+            "what": f"faster-whisper {faster_whisper.__version__}, ctranslate2 {ctranslate2.__version__}, int8"
+        }
+
+    def write(self) -> list[int]:
+        segments, _ = self.model.transcribe(
+            self.samples,
+            language=LANGUAGE,
+            beam_size=1,
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
+            suppress_tokens=[],
+            suppress_blank=False,
+            max_new_tokens=self.count,
+            no_speech_threshold=None,
+            log_prob_threshold=None,
+            compression_ratio_threshold=None,
+        )
+        return [token for segment in segments for token in segment.tokens]
+
+
+class Genai(_Base):
+    """OpenVINO GenAI's pipeline on what optimum-intel exported, weights in int8."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        super().__init__()
+        import openvino_genai
+
+        self.pipeline = openvino_genai.WhisperPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
+        self.about = {"what": f"openvino-genai {openvino_genai.__version__}, int8 weights"}
+
+    def write(self) -> list[int]:
+        config = self.pipeline.get_generation_config()
+        config.max_new_tokens = config.min_new_tokens = self.count
+        config.language, config.task = f"<|{LANGUAGE}|>", "transcribe"
+        config.suppress_tokens, config.begin_suppress_tokens = [], []
+        made = self.pipeline.generate(self.samples.tolist(), config)
+        # It tells how many tokens it wrote, and their text alone.
+        return [0] * int(made.perf_metrics.get_num_generated_tokens())
+
+
+def make(order: dict[str, Any]) -> Competitor:
+    kinds = {"aula": Aula, "transformers": Transformers, "faster-whisper": FasterWhisper, "openvino-genai": Genai}
+    kind = order.pop("kind")
+    made: Competitor = kinds[kind](**order)
+    return made
+
+
+def main() -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    warnings.simplefilter("ignore")
+    answers = private_answers()
+    serve(lambda: make(json.loads(sys.argv[1])), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""One window of sound to text: greedy first, again where the text is suspect, nothing where nobody speaks.
+
+Thresholds and the order of attempts are those of openai-whisper's `transcribe` and of section 4.5 of its paper
+(arXiv:2212.04356): a text that compresses too well repeats itself, one that is too unlikely was made up.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aula.models.whisper_choice import Choose, HostChoice
+from aula.models.whisper_config import WhisperConfig
+from aula.models.whisper_contexts import Contexts
+from aula.models.whisper_decoding import WhisperDecoding, Written
+from aula.models.whisper_mel import MelStream
+from aula.models.whisper_tokenizer import WhisperTokenizer
+
+LOOP = 24
+"""Tokens: as many at the end of a text, said in at least three equal pieces, are a loop. "No, no, no, no" is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class HearingOptions:
+    """`temperatures` in the order of attempts. Above `most_compression` (bytes of text over bytes of its zlib form) or
+    below `least_logprob` (mean over the tokens) the next is tried. Where nobody speaks with at least `silence`, and the
+    text is below `least_logprob`, there is no text."""
+
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    most_compression: float = 2.4
+    least_logprob: float = -1.0
+    silence: float = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a window says. `tokens` are none where it is silent; `language` is a token, None for an English-only model;
+    `frames` of context and `temperature` are those of the attempt that counted, `runs` are the decoder's of all;
+    `accepted` of the draft's tokens stood."""
+
+    tokens: tuple[int, ...]
+    language: int | None
+    mean_logprob: float
+    no_speech: float
+    frames: int
+    temperature: float
+    runs: int
+    accepted: int
+
+
+class WhisperHearing:
+    """Not for two threads at once. Windows of several streams may take turns: nothing is kept between calls."""
+
+    def __init__(
+        self,
+        config: WhisperConfig,
+        decoding: WhisperDecoding,
+        tokenizer: WhisperTokenizer,
+        contexts: Contexts,
+        options: HearingOptions | None = None,
+    ) -> None:
+        self.config, self.tokenizer, self.contexts = config, tokenizer, contexts
+        self._decoding = decoding
+        self._options = options or HearingOptions()
+
+    def mel_stream(self) -> MelStream:
+        return MelStream(self.config.num_mel_bins)
+
+    def draft(
+        self,
+        mel: MelStream,
+        language: int | None,
+        *,
+        timestamps: bool = False,
+        before: Sequence[int] = (),
+        draft: Sequence[int] = (),
+    ) -> Heard:
+        """A hypothesis: one greedy attempt in the smallest context."""
+        attempt = self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
+        return self._heard(attempt, attempt.write(draft), 0.0, 0)
+
+    def final(
+        self,
+        mel: MelStream,
+        language: int | None,
+        *,
+        timestamps: bool = False,
+        before: Sequence[int] = (),
+        draft: Sequence[int] = (),
+    ) -> Heard:
+        """The text that counts; a draft does not change it. `language` None is found by a multilingual model."""
+        attempt = self._listen(mel, self.contexts.final(mel.samples), language, timestamps, before)
+        written = attempt.write(draft)
+        runs = written.runs
+        if attempt.frames < self.contexts.window and self._suspect(written):
+            # A short context may be what is wrong.
+            attempt = self._listen(mel, self.contexts.window, language, timestamps, before)
+            written = attempt.write(written.tokens)
+            runs += written.runs
+        heated = self._options.temperatures[0]
+        for place, temperature in enumerate(self._options.temperatures[1:], 1):
+            if not self._suspect(written):
+                break
+            heated = temperature
+            written = attempt.write(temperature=temperature, seed=place)
+            runs += written.runs
+        return self._heard(attempt, written, heated, runs - written.runs)
+
+    def _listen(
+        self, mel: MelStream, frames: int, language: int | None, timestamps: bool, before: Sequence[int]
+    ) -> "_Attempt":
+        self._decoding.listen(mel.features(frames))
+        special = self.tokenizer.special
+        if language is None and special.multilingual:
+            language, _ = self._decoding.language(special.start)
+        room = self.config.max_target_positions // 2 - 1
+        prompt = special.prompt(language, timestamps=timestamps, before=list(before)[-room:])
+        return _Attempt(self.config, self._decoding, frames, language, prompt, special.end, timestamps)
+
+    def _suspect(self, written: Written) -> bool:
+        if self._silent(written):
+            return False
+        options = self._options
+        return (
+            is_loop(written.tokens)
+            or compression(self.tokenizer.text(written.tokens)) > options.most_compression
+            or written.mean_logprob < options.least_logprob
+        )
+
+    def _silent(self, written: Written) -> bool:
+        options = self._options
+        return written.no_speech > options.silence and written.mean_logprob < options.least_logprob
+
+    def _heard(self, attempt: "_Attempt", written: Written, temperature: float, earlier: int) -> Heard:
+        return Heard(
+            tokens=() if self._silent(written) else written.tokens,
+            language=attempt.language,
+            mean_logprob=written.mean_logprob,
+            no_speech=written.no_speech,
+            frames=attempt.frames,
+            temperature=temperature,
+            runs=earlier + written.runs,
+            accepted=written.accepted,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A sound that was listened to, and a prompt."""
+
+    config: WhisperConfig
+    decoding: WhisperDecoding
+    frames: int
+    language: int | None
+    prompt: list[int]
+    end: int
+    timestamps: bool
+
+    def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Written:
+        choose: Choose | None = None
+        if self.timestamps or temperature:
+            choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
+        limit = self.config.max_target_positions // 2
+        return self.decoding.write(self.prompt, self.end, limit=limit, draft=draft, choose=choose, give_up=is_loop)
+
+
+def is_loop(tokens: Sequence[int]) -> bool:
+    """Whether the last LOOP tokens or more are one piece, said at least three times."""
+    for length in range(1, len(tokens) // 3 + 1):
+        times = max(3, -(-LOOP // length))
+        if len(tokens) >= times * length:
+            tail = tokens[-times * length :]
+            if tail[length:] == tail[:-length]:
+                return True
+    return False
+
+
+def compression(text: str) -> float:
+    """How often the text's bytes are its zlib form's."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))

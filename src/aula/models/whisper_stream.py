@@ -1,0 +1,208 @@
+"""A transcription stream on Whisper: hypotheses while sound comes in, the text at the commit, long sounds by windows.
+
+A sound that fits one window is one text without times, unless times are asked for. A longer one is cut where Whisper's
+own timestamps say; what is done with is dropped, so that hours take the memory of one window.
+
+Hypotheses are made as often as the engine allows, and never so often that sound has to wait: the next one comes when
+twice as much sound has arrived as the last one took. The last of them is the draft of the final text, which is checked
+in one run of the decoder; it saves time where it is right, and never changes the text.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+
+from aula.core.clock import Clock
+from aula.core.errors import NothingHeardError
+from aula.core.types import SPEECH_RATE, Float32, Partial, Segment, Transcript
+from aula.models.whisper_hearing import Heard, WhisperHearing
+from aula.models.whisper_segments import window_segments
+
+FIRST_DRAFT = SPEECH_RATE // 2
+"""Samples before which no hypothesis is worth making."""
+
+LEAST_STEP = SPEECH_RATE * 3 // 10
+"""Samples between two hypotheses at the least: a short word."""
+
+LEAST_REST = SPEECH_RATE // 10
+"""Samples: what is shorter than this after the last segment of a sound is its end, not another text."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """`language` is a token, None to find it; `before` are tokens that are likely (see `whisper_bias`). `early`:
+    segments are final as soon as two hypotheses, each made as a final text is, agree on them."""
+
+    language: int | None = None
+    before: tuple[int, ...] = ()
+    timestamps: bool = False
+    partials: bool = True
+    early: bool = False
+
+
+class _State(Enum):
+    OPEN = "open"
+    COMMITTED = "committed"
+    CLOSED = "closed"
+
+
+class WhisperStream:
+    """Implements `TranscriptionStream`."""
+
+    def __init__(self, hearing: WhisperHearing, clock: Clock, options: StreamOptions) -> None:
+        self._hearing, self._clock, self._options = hearing, clock, options
+        self._state = _State.OPEN
+        self._mel = hearing.mel_stream()
+        self._offset = 0
+        """Samples of the sound before the window."""
+        self._segments: list[Segment] = []
+        self._logprobs: list[tuple[float, int]] = []
+        self._languages: Counter[str] = Counter()
+        # Of the window: the last hypothesis, on what of it the one before agrees, and when the next is due.
+        self._hypothesis: tuple[int, ...] = ()
+        self._agreed: tuple[int, ...] = ()
+        self._due = FIRST_DRAFT
+
+    @property
+    def seconds(self) -> float:
+        """Of sound that came so far."""
+        return (self._offset + self._mel.samples) / SPEECH_RATE
+
+    def feed(self, samples: Float32) -> Partial:
+        self._expect_open("feed")
+        sound = _usable(samples)
+        finished: list[Segment] = []
+        while len(sound):
+            room = self._hearing.contexts.samples - self._mel.samples
+            if not room:
+                finished += self._advance(last=False)
+                continue
+            self._mel.feed(sound[:room])
+            sound = sound[room:]
+        if self._options.partials and self._mel.samples >= self._due:
+            finished += self._refresh()
+        return Partial(self._text(self._hypothesis), self._text(self._agreed), tuple(finished))
+
+    def commit(self) -> Transcript:
+        self._expect_open("commit")
+        self._state = _State.COMMITTED
+        if self._timed:
+            self._advance(last=True)
+            while self._mel.samples > LEAST_REST:
+                self._advance(last=True)
+            text = self._text(())
+        else:
+            heard = self._final(timestamps=False)
+            text = self._hearing.tokenizer.text(heard.tokens)
+        if not text:
+            raise NothingHeardError(
+                "no words could be made out", next_step="say it again, nearer to the microphone, or type it"
+            )
+        language = self._languages.most_common(1)[0][0]
+        return Transcript(text, language, self._sure(), tuple(self._segments))
+
+    def close(self) -> None:
+        self._state = _State.CLOSED
+        self._mel = self._hearing.mel_stream()
+
+    @property
+    def _timed(self) -> bool:
+        return self._options.timestamps or self._offset > 0
+
+    def _refresh(self) -> tuple[Segment, ...]:
+        """A new hypothesis; the segments that it makes final."""
+        started = self._clock.now()
+        early = self._options.early and self._timed
+        heard = (self._hearing.final if early else self._hearing.draft)(
+            self._mel,
+            self._options.language,
+            timestamps=self._timed,
+            before=self._options.before,
+            draft=self._hypothesis,
+        )
+        self._agreed = common_start(self._hypothesis, heard.tokens)
+        self._hypothesis = heard.tokens
+        took = round((self._clock.now() - started) * SPEECH_RATE)
+        self._due = self._mel.samples + max(LEAST_STEP, 2 * took)
+        pairs = [place for place, two in enumerate(pairwise(self._agreed), 1) if min(two) >= self._first_time]
+        if not early or not pairs:
+            return ()
+        # Both hypotheses end a segment here and begin another: what lies before is said and done.
+        return self._keep(heard, self._agreed[: pairs[-1] + 1])
+
+    @property
+    def _first_time(self) -> int:
+        return self._hearing.tokenizer.special.timestamps
+
+    def _final(self, *, timestamps: bool) -> Heard:
+        """In a language that is found anew for each window, where none was asked for: two may be spoken."""
+        heard = self._hearing.final(
+            self._mel,
+            self._options.language,
+            timestamps=timestamps,
+            before=self._options.before,
+            draft=self._hypothesis,
+        )
+        if not timestamps:
+            self._count(heard, len(heard.tokens))
+        return heard
+
+    def _count(self, heard: Heard, tokens: int) -> None:
+        self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens
+        self._logprobs.append((heard.mean_logprob, tokens))
+
+    def _advance(self, *, last: bool) -> tuple[Segment, ...]:
+        """The window's text; its finished segments are kept, and what follows them begins the next window."""
+        if not self._mel.samples:
+            return ()
+        heard = self._final(timestamps=True)
+        return self._keep(heard, heard.tokens, last=last)
+
+    def _keep(self, heard: Heard, tokens: Sequence[int], *, last: bool = False) -> tuple[Segment, ...]:
+        """Segments of these of its tokens; the next window begins after them."""
+        self._count(heard, len(tokens))
+        windowed = window_segments(
+            tokens,
+            self._hearing.tokenizer,
+            offset=self._offset / SPEECH_RATE,
+            samples=self._mel.samples,
+            last=last,
+        )
+        self._segments += windowed.segments
+        rest = self._mel.tail(windowed.samples)
+        self._offset += windowed.samples
+        self._mel = self._hearing.mel_stream()
+        self._mel.feed(rest)
+        self._hypothesis = self._agreed = ()
+        self._due = len(rest) + LEAST_STEP
+        return windowed.segments
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """Of all finished segments and of `tokens` after them."""
+        pieces = [*(segment.text for segment in self._segments), self._hearing.tokenizer.text(tokens)]
+        return " ".join(piece for piece in pieces if piece)
+
+    def _sure(self) -> float:
+        """Half where the mean log probability is -1, below which openai-whisper takes a text for made up."""
+        count = sum(tokens for _, tokens in self._logprobs)
+        mean = sum(mean * tokens for mean, tokens in self._logprobs) / max(1, count)
+        return 2.0 ** min(0.0, mean) if count else 0.0
+
+    def _expect_open(self, action: str) -> None:
+        if self._state is not _State.OPEN:
+            raise RuntimeError(f"cannot {action} a stream that is {self._state.value}; start a new one")
+
+
+def common_start(one: Sequence[int], two: Sequence[int]) -> tuple[int, ...]:
+    """The tokens with which both begin (local agreement, Macháček et al. 2023, arXiv:2307.14743)."""
+    count = next((place for place, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), None)
+    return tuple(one[: min(len(one), len(two)) if count is None else count])
+
+
+def _usable(sound: Float32) -> Float32:
+    finite = np.nan_to_num(sound.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
+    return np.clip(finite, -1.0, 1.0)

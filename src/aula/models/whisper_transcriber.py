@@ -1,0 +1,172 @@
+"""The rungs of `transcribe` that Whisper serves: checkpoints at hand, their engines, and streams on them."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aula.core.clock import Clock, SystemClock
+from aula.core.errors import CheckpointError, SettingsError
+from aula.core.settings import Settings
+from aula.core.types import Capability, Context, RungInfo, TranscribeRequest
+from aula.engine.precision import Progress
+from aula.models import hub
+from aula.models.checkpoints import Checkpoint
+from aula.models.whisper import LICENCES
+from aula.models.whisper_bias import bias_tokens
+from aula.models.whisper_config import WhisperConfig
+from aula.models.whisper_contexts import Contexts
+from aula.models.whisper_decoding import WhisperDecoding
+from aula.models.whisper_engines import close_all, find_bundle, open_sessions
+from aula.models.whisper_hearing import HearingOptions, WhisperHearing
+from aula.models.whisper_stream import StreamOptions, WhisperStream
+from aula.models.whisper_tokenizer import WhisperTokenizer
+from aula.models.whisper_tokens import LANGUAGES, SpecialTokens
+
+NONE = "none"
+"""The setting `whisper` of those who want none."""
+
+KEPT_COURSES = 16
+"""Courses whose terms stay in memory: some tens of numbers each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A Whisper that may serve: a folder, or a name on the hub that is fetched when it is first needed."""
+
+    name: str
+    folder: Path | None
+    languages: tuple[str, ...]
+
+    @property
+    def info(self) -> RungInfo:
+        return RungInfo(
+            self.name,
+            Capability.TRANSCRIBE,
+            frozenset(self.languages),
+            f"Whisper, {'English only' if self.languages == ('en',) else f'{len(self.languages)} languages'}",
+            LICENCES,
+        )
+
+
+def find_places(settings: Settings) -> list[Place]:
+    """The Whisper that the settings name; or those in the home's checkpoints, the largest first. Nothing is loaded.
+
+    Raises SettingsError for a setting that names neither a folder nor what may be on a hub.
+    """
+    named = settings.text("whisper")
+    if named == NONE:
+        return []
+    if not named:
+        found = [folder for folder in (settings.home / "checkpoints").glob("[!.]*") if _is_whisper(folder)]
+        return [_in_folder(folder) for folder in sorted(found, key=_size, reverse=True)]
+    folder = Path(named).expanduser()
+    if (folder / "config.json").is_file():
+        return [_in_folder(folder)]
+    repository, _, revision = named.partition("@")
+    pulled = hub.find_pulled(repository, settings.home / "checkpoints", revision or None)
+    if pulled is not None:
+        return [_in_folder(pulled.folder)]
+    if folder.exists() or named.count("/") != 1:
+        raise SettingsError(
+            f"whisper is {named!r}, which is neither a checkpoint folder nor a name on the hub",
+            next_step="give a folder with config.json and model.safetensors, or owner/name: openai/whisper-small",
+        )
+    return [Place(named, None, ("en",) if repository.endswith(".en") else LANGUAGES)]
+
+
+class WhisperTranscriber:
+    """Implements `Transcriber`. Streams may be open side by side: their windows take turns."""
+
+    def __init__(
+        self,
+        hearing: WhisperHearing,
+        *,
+        clock: Clock | None = None,
+        bias: int = 0,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self.hearing = hearing
+        self._clock, self._bias, self._close = clock or SystemClock(), bias, close
+        self._terms: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, place: Place, settings: Settings, progress: Progress | None = None, clock: Clock | None = None
+    ) -> "WhisperTranscriber":
+        """Engines come from the store and are built on first use: in fp32, unless others of the same checkpoint are
+        there (`aula build FOLDER --precision int8 --labelled FILE` makes faster ones).
+
+        Raises CheckpointError for what is no whole Whisper, and what fetching and building raise.
+        """
+        checkpoint = Checkpoint(place.folder or _pulled(place.name, settings, progress))
+        config = WhisperConfig.from_checkpoint(checkpoint)
+        tokenizer = WhisperTokenizer.open(checkpoint, config)
+        bundle = find_bundle(checkpoint, settings, progress)
+        sessions = open_sessions(bundle)
+        decoding = WhisperDecoding(config, *sessions[:2], steps=sessions[2:])
+        contexts = Contexts.proven_by(bundle.manifest.contexts, config, settings.number("whisper.margin"))
+        hearing = WhisperHearing(config, decoding, tokenizer, contexts, HearingOptions())
+        return cls(
+            hearing,
+            clock=clock,
+            bias=settings.whole("whisper.bias_tokens"),
+            close=lambda: close_all(sessions),
+        )
+
+    def start(self, request: TranscribeRequest, context: Context) -> WhisperStream:
+        """Raises UnsupportedLanguageError for a language that the model does not hear."""
+        options = StreamOptions(
+            language=self.hearing.tokenizer.language_token(context.language),
+            before=self._before(request),
+            timestamps=request.timestamps,
+            partials=request.partials,
+            early=request.early,
+        )
+        return WhisperStream(self.hearing, self._clock, options)
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+
+    def _before(self, request: TranscribeRequest) -> tuple[int, ...]:
+        if not request.vocabulary or not self._bias:
+            return ()
+        key = request.vocabulary_key or str(hash(request.vocabulary))
+        with self._lock:
+            if key not in self._terms:
+                self._terms[key] = bias_tokens(request.vocabulary, self.hearing.tokenizer, self._bias)
+            self._terms.move_to_end(key)
+            while len(self._terms) > KEPT_COURSES:
+                self._terms.popitem(last=False)
+            return self._terms[key]
+
+
+def _pulled(name: str, settings: Settings, progress: Progress | None) -> Path:
+    repository, _, revision = name.partition("@")
+    return hub.pull(repository, settings.home / "checkpoints", revision or None, progress).folder
+
+
+def _is_whisper(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and Checkpoint(folder).read_json("config.json").get("model_type") == "whisper"
+    except CheckpointError:
+        return False
+
+
+def _in_folder(folder: Path) -> Place:
+    origin = hub.origin_of(folder)
+    name = origin.name.rpartition("/")[2] if origin else folder.resolve().name
+    try:
+        size = Checkpoint(folder).read_json("config.json").get("vocab_size")
+    except CheckpointError:
+        size = None
+    special = SpecialTokens.of(size) if isinstance(size, int) else None
+    # A folder that holds something else says so when it is loaded.
+    return Place(name, folder, special.codes if special is not None else LANGUAGES)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

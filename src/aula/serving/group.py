@@ -1,0 +1,342 @@
+"""Rungs that share workers, and the one scheduler before them. Only the event loop's thread calls the scheduler.
+
+A batch goes to its rung's thread, which loads the model if it must, and comes back as a call in the loop. Nothing
+waits for a timer: the alarm guards (a hang, a deadline long past) and sends canaries.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from aula.core.clock import Clock
+from aula.core.errors import (
+    AulaError,
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    SettingsError,
+    StorageError,
+)
+from aula.core.telemetry import BATCH_SIZE, DEVICE_SECONDS, LATE, SERVED, TASK_SECONDS, Telemetry
+from aula.core.types import Capability, Context
+from aula.scheduling.admission import Quotas
+from aula.scheduling.batching import Batch
+from aula.scheduling.ladder import Change, Ladder
+from aula.scheduling.queue import Queue
+from aula.scheduling.routes import Route
+from aula.scheduling.scheduler import Scheduler
+from aula.scheduling.tickets import IN_FLIGHT, State, Ticket
+from aula.serving.alarm import Alarm, Bell
+from aula.serving.budget import Budget
+from aula.serving.places import Place, Unloadable
+from aula.serving.residence import Residence, close_quietly
+from aula.serving.rules import Rules
+from aula.serving.tasks import attempt, canary
+from aula.serving.threads import WorkerThread, tell
+from aula.serving.usage import Usage
+from aula.serving.ways import Ways
+
+GRACE_S = 1.0
+"""Late answers are still given so long after the deadline; then the caller is told, and the work is left behind."""
+HUNG_S = 60.0
+"""A run that takes so long, and HUNG_TIMES what was expected, will not come back. Adapting a recogniser to a course
+takes seconds; loads and builds may take minutes, and are not counted."""
+HUNG_TIMES = 20.0
+PRESSED_S = 5.0
+"""After a device's memory was full, until a canary may try it: whoever filled it has ended by then, or it says so."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A ticket's payload: what to run, and the place that holds its stream, if one does."""
+
+    payload: Any
+    place: Place | None = None
+    ran: Place | None = None
+    """Where it ran; a stream stays there, whoever has the rung's name by then."""
+
+
+@dataclass(slots=True, eq=False)
+class _Came:
+    """What a batch came to, told by the thread."""
+
+    values: list[Any] = field(default_factory=list)
+    error: Exception | None = None
+    unloadable: AulaError | None = None
+    to_mend: AulaError | None = None
+    took_ms: float | None = None
+
+
+class Group:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        clock: Clock,
+        alarm: Alarm,
+        quotas: Quotas,
+        rules: Rules,
+        budget: Budget,
+        telemetry: Telemetry,
+        usage: Usage,
+        on_change: Callable[[Capability, Change], None],
+    ) -> None:
+        self.clock = clock
+        self.ways = Ways(places, clock, rules.policy, on_change)
+        self.residence = Residence(places, budget, clock, telemetry, self.ways.learn)
+        self._bells: dict[Batch, Bell] = {}
+        self._making_room: set[asyncio.Task[None]] = set()
+        self._alarm = alarm
+        self._armed = math.inf
+        self._telemetry = telemetry
+        self._usage = usage
+        workers = dict.fromkeys((place.rung.worker for place in places), 1)
+        queue = Queue(rules.shares, rules.weights)
+        self.scheduler = Scheduler(self._start, self.ways.canaries, clock, workers=workers, queue=queue, quotas=quotas)
+
+    async def serve(
+        self, route: Route, work: Sequence[tuple[int, Any]], context: Context, place: Place | None = None
+    ) -> list[Ticket]:
+        """One ticket for each size and payload, all of one request: the first meets quotas and prediction, unless a
+        `place` says that a stream was let in before. Returns when all are answered, or one is not."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tickets: list[Ticket] = []
+        left = len(work)
+
+        def ended(ticket: Ticket) -> None:
+            nonlocal left
+            left -= 1
+            if (not left or ticket.state is not State.ANSWERED) and not done.done():
+                done.set_result(None)
+
+        bell = None
+        try:
+            for number, (size, payload) in enumerate(work):
+                is_part = place is not None or number > 0
+                ticket = self.scheduler.submit(
+                    route, context.tenant, context.tier, size, context.deadline, Job(payload, place), ended,
+                    is_part=is_part,
+                )  # fmt: skip
+                tickets.append(ticket)
+                if ticket.state in (State.REFUSED, State.FAILED):
+                    break
+            self.tend()
+            if context.deadline is not None and context.deadline < math.inf and not done.done():
+                bell = self._alarm.at(context.deadline + GRACE_S, lambda: self._cancel(tickets))
+            await done
+        except asyncio.CancelledError:
+            for ticket in tickets:
+                self._dispose(ticket, ticket.value)
+            raise
+        finally:
+            if bell is not None:
+                self._alarm.take_back(bell)
+            self._cancel(tickets)
+        return tickets
+
+    def place_of(self, ticket: Ticket) -> Place:
+        job: Job = ticket.payload
+        if job.ran is None:
+            raise RuntimeError(f"a ticket that was {ticket.state} ran nowhere")
+        return job.ran
+
+    @property
+    def ladders(self) -> dict[Capability, Ladder]:
+        return self.ways.ladders
+
+    @property
+    def places(self) -> dict[tuple[Capability, str], Place]:
+        return self.residence.places
+
+    async def load(self, place: Place) -> AulaError | None:
+        """Load the model now, or say why it cannot be. Raises SettingsError and StorageError."""
+        failure = await self.residence.load(place)
+        if failure is not None and self.residence.serves(place):
+            self.ladders[place.capability].load_failed(place.name)
+            self.tend()
+        return failure
+
+    def switch(self, old: Place, new: Place) -> None:
+        """`new` was tried, and takes the rung of `old`."""
+        self.residence.replace(old, new)
+        self.ladders[new.capability].swapped(new.name)
+        self.wake()
+
+    def override(self, capability: Capability, name: str | None) -> None:
+        self.ladders[capability].override(name)
+        self.wake()
+
+    def wake(self) -> None:
+        self._armed = math.inf
+        self.scheduler.wake()
+        self.tend()
+
+    async def close(self) -> None:
+        """Whoever waits is told that nothing comes; what runs comes to its end."""
+        for tier in self.scheduler.queue.tiers.values():
+            self._cancel(tier.waiting())
+        await asyncio.gather(*self._making_room, return_exceptions=True)
+
+    def tend(self) -> None:
+        """See to it that the next canary is sent. One that is due and waits for its worker needs no alarm: whoever
+        gives the worker back sends it."""
+        due = self.ways.next_canary()
+        if self.clock.now() < due < self._armed:
+            self._armed = due
+            self._alarm.at(due, self.wake)
+
+    def _start(self, batch: Batch) -> None:
+        capability = self.ways.capability_of(batch.route)
+        job: Job | None = batch.tickets[0].payload if batch.tickets else None
+        place = (job and job.place) or self.places[capability, batch.rung]
+        for ticket in batch.tickets:
+            ticket.payload.ran = place
+        loop = asyncio.get_running_loop()
+        if place.model is None and self.residence.needs_room(place):
+            making = loop.create_task(self._room_then_work(batch, place))
+            self._making_room.add(making)
+            making.add_done_callback(self._making_room.discard)
+        else:
+            place.thread.post(partial(self._work, loop, batch, place))
+            if place.model is not None:
+                self._guard(batch, place)
+        place.running += 1
+
+    async def _room_then_work(self, batch: Batch, place: Place) -> None:
+        try:
+            await self.residence.make_room(place)
+            place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
+        except AulaError as error:
+            self._came_back(batch, place, _Came(unloadable=error))
+        except Exception as error:  # the thread has ended: whoever waits must hear of it all the same
+            self._came_back(batch, place, _Came(error=error))
+
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place) -> None:
+        """In the place's thread."""
+        came = _Came()
+        try:
+            if place.model is None:
+                measured = place.load(self.clock)
+                tell(loop, self.residence.loaded, place, measured)
+                tell(loop, self._guard, batch, place)
+            start = self.clock.now()
+            task = self.ways.task_of(batch.route)
+            if task is None:
+                canary(place.capability, place.model, place.language)
+            else:
+                payloads = [ticket.payload.payload for ticket in batch.tickets]
+                came.values = attempt(task, place.model, payloads)
+            came.took_ms = 1e3 * (self.clock.now() - start)
+        except Unloadable as error:
+            came.unloadable = error.error
+        except (SettingsError, StorageError) as error:
+            came.to_mend = error
+        except Exception as error:
+            came.error = error
+        except BaseException as error:  # a model that calls exit ends its own request alone
+            came.error = EngineError(f"{place.name} ended with {error!r}", next_step="run: aula doctor")
+        tell(loop, self._came_back, batch, place, came)
+
+    def _came_back(self, batch: Batch, place: Place, came: _Came) -> None:
+        bell = self._bells.pop(batch, None)
+        if bell is not None:
+            self._alarm.take_back(bell)
+        if not self.scheduler.workers.runs(batch):
+            return  # it was given up before, with its thread and all that lives there
+        place.running -= 1
+        if came.unloadable is not None:
+            self.residence.not_loaded(place, came.unloadable)
+            self.scheduler.not_loaded(batch)
+        elif came.to_mend is not None:
+            self.residence.not_loaded(place, came.to_mend)
+            self.scheduler.give_up(batch, came.to_mend)
+        else:
+            errors = [value for value in (*came.values, came.error) if isinstance(value, EngineError)]
+            if errors:
+                place.broke(errors[0])
+                if any(isinstance(error, DeviceMemoryError) for error in errors):
+                    self._press(place)
+            elif came.error is None:
+                place.unavailable = None
+            place.served += sum(not isinstance(value, Exception) for value in came.values)
+            unheard = [pair for pair in zip(batch.tickets, came.values, strict=False) if pair[0].state not in IN_FLIGHT]
+            place.streams += sum(map(_is_stream, batch.tickets, came.values))
+            self.scheduler.finished(batch, came.values, came.error, came.took_ms)
+            self._count(batch, place, came.took_ms or 0.0)
+            for ticket, value in unheard:
+                self._dispose(ticket, value)
+        if batch.is_canary and came.error is not None:
+            self.residence.renew(place)
+        self.residence.let_go(place)
+        self.tend()
+
+    def _press(self, place: Place) -> None:
+        """The device is full: whoever can be served lower goes there at once, and no canary adds to it for a while."""
+        ladder, name = self.ladders[place.capability], place.name
+
+        def look_again() -> None:
+            ladder.memory(name, pressed=False)
+            self.wake()
+
+        ladder.memory(name, pressed=True)
+        self._alarm.at(self.clock.now() + PRESSED_S, look_again)
+
+    def _guard(self, batch: Batch, place: Place) -> None:
+        if self.scheduler.workers.runs(batch):
+            longest_s = max(HUNG_S, HUNG_TIMES * batch.predicted_ms / 1e3)
+            until = self.clock.now() + longest_s
+            self._bells[batch] = self._alarm.at(until, partial(self._hung, batch, place, longest_s))
+
+    def _hung(self, batch: Batch, place: Place, after_s: float) -> None:
+        """Leave the thread behind with whatever it does, and its models with it: the next request loads anew."""
+        self._bells.pop(batch, None)
+        if not self.scheduler.workers.runs(batch):
+            return
+        error = BackendError(f"{place.name} did not come back in {after_s:.0f} s", next_step="run: aula doctor")
+        place.broke(error)
+        lost, fresh = place.thread, WorkerThread(place.rung.worker)
+        lost.lose()
+        self.residence.abandon(lost, fresh)
+        batch.route.ladder.hung(batch.rung)
+        self.scheduler.finished(batch, error=error)
+        self.tend()
+
+    def _count(self, batch: Batch, place: Place, took_ms: float) -> None:
+        if batch.is_canary:
+            return
+        place.used_at = self.clock.now()
+        place.tier = min(list(self.scheduler.queue.tiers).index(ticket.tier) for ticket in batch.tickets)
+        telemetry, task = self._telemetry, batch.route.name
+        telemetry.observe(BATCH_SIZE, len(batch.tickets), task)
+        for ticket in batch.tickets:
+            self._usage.add(ticket.tenant, took_ms / len(batch.tickets))
+            telemetry.add(DEVICE_SECONDS, ticket.tier, by=took_ms / 1e3 / len(batch.tickets))
+            if ticket.state is State.ANSWERED and ticket.finished is not None and ticket.rung is not None:
+                capability = task.partition(".")[0]  # a task is named after its capability, and its part of it
+                telemetry.add(SERVED, capability, ticket.rung, ticket.why)
+                telemetry.observe(TASK_SECONDS, ticket.finished - ticket.submitted, task)
+                if ticket.late:
+                    telemetry.add(LATE, task)
+
+    def _cancel(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.state in IN_FLIGHT:
+                self.scheduler.cancel(ticket)
+
+    def _dispose(self, ticket: Ticket, value: Any) -> None:
+        """A stream that nobody waits for any longer gives back what it holds."""
+        place = ticket.payload.ran
+        if place is None or not _is_stream(ticket, value):
+            return
+        opened = value[0] if isinstance(value, tuple) else value
+        if not place.thread.is_lost:
+            place.thread.post(partial(close_quietly, opened))
+        self.residence.stream_closed(place)
+
+
+def _is_stream(ticket: Ticket, value: Any) -> bool:
+    """Whether the task opened one: it did not run on one that was there, and what it gave can be closed."""
+    opened = value[0] if isinstance(value, tuple) else value
+    return ticket.payload.place is None and hasattr(opened, "close")

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import webvtt
+
+from tests.cli.running import Run
+from tests.models.whisper_thin_model import sound, thin_checkpoint
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "whisper-thin"
+    thin_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def lecture(tmp_path: Path) -> Path:
+    path = tmp_path / "work" / "lecture.wav"
+    soundfile.write(str(path), sound(3, 15.0), 16_000)
+    return path
+
+
+def test_a_recording_becomes_webvtt_or_srt(run: Run, thin: Path, lecture: Path) -> None:
+    shown = run("captions", "lecture.wav", "--model", str(thin), "--language", "en")
+    assert shown.code == 0, shown.err
+    captions = webvtt.from_string(shown.out).captions
+    assert captions
+    assert "of 15.0 s by whisper-thin, in " in shown.err
+    ended = run("captions", "lecture.wav", "--model", str(thin), "--language", "en", "--out", "lecture.srt")
+    assert (ended.code, ended.out) == (0, "")
+    written = lecture.with_suffix(".srt").read_text()
+    assert written.startswith("1\n00:00:00,")
+    assert written.count("-->") == len(captions)
+
+
+def test_what_cannot_be_captioned_is_told(run: Run, thin: Path, lecture: Path) -> None:
+    assert run("captions").code == 2
+    assert run("captions", "lecture.wav", "--mic").code == 2
+    assert run("captions", "absent.wav").code == 3
+    ended = run("captions", "lecture.wav")
+    assert (ended.code, "aula pull openai/whisper-small" in ended.err) == (5, True)
+    assert run("captions", "lecture.wav", "--model", str(thin), "--out", "no/folder/x.vtt").code == 9
+    silence = lecture.with_name("silence.wav")
+    soundfile.write(str(silence), np.zeros(0, np.float32), 16_000)
+    assert run("captions", "silence.wav", "--model", str(thin)).code == 3
