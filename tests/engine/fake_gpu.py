@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aula.backends.device_tensor import DeviceTensor
 from aula.backends.session import Session, SessionOptions, Tensors
+from aula.backends.tensorrt_runtime import layer_precisions
 from aula.core.errors import VerificationError
 from aula.core.types import TensorSpec
 from aula.engine.plans import Extents, Plan, PlanOptions, UnbuildableError
@@ -129,6 +130,9 @@ class FakeDeviceSession(Session):
     def layers(self) -> list[dict[str, Any]]:
         kind = {"fp16": "FP16", "int8": "Int8", "fp32": "FP32", "bf16": "BF16"}[self.told["precision"]]
         return [{"Name": node.name, "LayerType": "Gemm", "Inputs": [{"Format/Datatype": kind}]} for node in self._nodes]
+
+    def precisions(self) -> dict[str, int]:
+        return layer_precisions(self.layers())
 
     def reset(self) -> None:
         for pair in self.options.states:

@@ -70,8 +70,8 @@ def build_part_for_gpu(
         written = size_of(part.written, recipe)
         restored = {trial.precision: trial.restored for trial in trials}
         return TargetEngine(
-            backend="tensorrt",
-            backend_version=workshop.version,
+            backend=best.backend,
+            backend_version=best.version,
             precision=best.precision,
             threads=threads,
             machine=processor(),

@@ -18,9 +18,12 @@ from aula.engine.recipe import Profile, Recipe
 
 @dataclass(slots=True)
 class GpuTrial:
-    """One precision: its plans by profile, and what was found of them."""
+    """One precision: its plans by profile, and what was found of them. `version` is the backend's, where it is not the
+    workshop's TensorRT."""
 
     precision: str
+    backend: str = "tensorrt"
+    version: str = ""
     plans: dict[str, Path] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     weights: dict[str, Path] = field(default_factory=dict)
@@ -35,8 +38,8 @@ class GpuTrial:
     def candidate(self, version: str) -> Candidate:
         finite = self.error is not None and np.isfinite(self.error)
         return Candidate(
-            backend="tensorrt",
-            version=version,
+            backend=self.backend,
+            version=self.version or version,
             precision=self.precision,
             milliseconds=dict(self.milliseconds),
             relative_error=self.error if finite else None,
@@ -71,7 +74,9 @@ class GpuProver:
         trial.error = error if trial.error is None else max(trial.error, error)
         trial.milliseconds[profile.name] = _milliseconds(session, self.recipe_of(profile), profile)
         if isinstance(session, OnDevice):
-            trial.inspection[profile.name] = proof.inspection(session.layers(), len(self.written.graph.node))
+            trial.inspection[profile.name] = proof.inspection(
+                session.layers(), session.precisions(), len(self.written.graph.node)
+            )
 
     def fault(self, trial: GpuTrial) -> str | None:
         """Why the numbers alone speak against it, or None."""

@@ -15,6 +15,7 @@ from aula.core.types import Licence
 if TYPE_CHECKING:
     import onnx
 
+    from aula.backends.kernel_program import Program
     from aula.engine.bundle import Bundle
 
 Arrays = dict[str, NDArray[Any]]
@@ -104,8 +105,9 @@ class Recipe:
     names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
     `gpu_profiles` are served there instead of `profiles`; `rows` is the dimension whose items do not depend on one
     another, so that a few of many prove all; `spelling` tells graphs apart that one recipe writes in several ways;
-    `by_profile` gives the recipe of a profile that another graph with the
-    same inputs and outputs computes (a prompt beside a step).
+    `by_profile` gives the recipe of a profile that another graph with the same inputs and outputs computes (a prompt
+    beside a step); `program(profile, capability)` writes fp16 as a program of our own kernels for a compute capability,
+    in place of a TensorRT plan.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Recipe:
     spelling: str = ""
     gpu_profiles: tuple[Profile, ...] = ()
     by_profile: Mapping[str, "Recipe"] = field(default_factory=dict)
+    program: Callable[[Profile, str], "Program"] | None = None
 
     def __post_init__(self) -> None:
         if not self.profiles:

@@ -4,15 +4,19 @@ The encoder writes its keys and values where the decoder reads them; prompt and 
 everything on one stream and waits once, for the text.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aula.backends.device_session import DeviceSession
 from aula.backends.device_tensor import DeviceTensor
-from aula.backends.tensorrt import TensorRtSession
+from aula.backends.kernel_program import Program
+from aula.backends.kernels import DECODER, source
 from aula.core.errors import EngineError
 from aula.core.types import Float32, Licence
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
@@ -20,6 +24,7 @@ from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_graphs import write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
+from aula.models.whisper_program import Step, kernels_serve, write_program
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_stepper import NEXT, StepForm, low_borders, stepper_states, write_stepper
 
@@ -28,7 +33,7 @@ __all__ = ["FEW", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_rec
 PROMPT = 4
 """Start, language, task, no timestamps: read at once. Longer prompts are read on, token by token."""
 FEW, MANY = StepForm(), StepForm(stacked=True, low_caches=True)
-"""How a step is spelled for one row, and for many."""
+"""How a step is spelled for TensorRT, for one row and for many; our own kernels take the second."""
 ANY_FIRST, ANY_TEXT = 2, 1
 """Rules (whisper_tokens.RULES) at the start of a text, and within one."""
 
@@ -67,12 +72,19 @@ def stepper_recipe(
     *,
     seeded: bool = False,
 ) -> Recipe:
-    """`write_stepper`; profiles whose names end in "prompt" or "prompts" read a prompt, the others go a step."""
+    """`write_stepper`; profiles whose names end in "prompt" or "prompts" read a prompt, the others go a step. In the
+    form of `MANY`, fp16 is a program of our own kernels wherever they serve the architecture."""
     config = WhisperConfig.from_checkpoint(checkpoint)
+    ours = form == MANY and kernels_serve(config)
     shapes = config.decoder_shapes()
     reference = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
     steering = checkpoint.folder / "generation_config.json"
     sources: tuple[Path, ...] = (*checkpoint.weights_files, checkpoint.folder / "config.json")
+
+    def program(count: int, profile: Profile, capability: str) -> Program:
+        sizes = {name: size.greatest for name, size in profile.sizes.items()}
+        step = Step(sizes["rows"], count, sizes["slots"], sizes["positions"])
+        return write_program(config, load_weights(checkpoint, shapes), step, capability)
 
     def recipe(count: int) -> Recipe:
         return Recipe(
@@ -91,7 +103,8 @@ def stepper_recipe(
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
             rows="rows",
-            spelling=repr(form),
+            spelling=repr(form) + (hashlib.sha256(source(DECODER).encode()).hexdigest() if ours else ""),
+            program=partial(program, count) if ours else None,
         )
 
     prompts = [profile.name for profile in profiles if profile.name.endswith(("prompt", "prompts"))]
@@ -193,7 +206,7 @@ class WhisperStepping:
     `encoder`, `prompt` and `step` are sessions on one GPU, for the same rows and positions. They are closed by `close`.
     """
 
-    def __init__(self, encoder: TensorRtSession, prompt: TensorRtSession, step: TensorRtSession) -> None:
+    def __init__(self, encoder: DeviceSession, prompt: DeviceSession, step: DeviceSession) -> None:
         self._encoder, self._prompt, self._step = encoder, prompt, step
         self.rows, self._slots = step.device_tensor("text").shape
         # Everything on the encoder's stream; what one writes is read where it lies.

@@ -505,10 +505,10 @@ DEVICE void multiply(float* sums, const pair_t* a, const pair_t* b) {
 
 // made[lines, OUT] = given[lines, IN] * matrix[OUT, IN]; blocks: (lines, OUT, PIECES of IN). ADD leaves its pieces,
 // float [PIECES, LINES, OUT], to the norm that follows.
-template <int LINES, int OUT, int IN, int TALL, int WIDE, int DOWN, int ACROSS, int PIECES, Then THEN, int HEADS,
-          int SIZE, int SLOTS, int COUNT>
+template <int LINES, int OUT, int IN, int TALL, int WIDE, int DOWN, int ACROSS, int STAGES, int PIECES, Then THEN,
+          int HEADS, int SIZE, int SLOTS, int COUNT>
 DEVICE void tile(const half_t* matrix, const float* bias, const half_t* given, void* made, Places places) {
-  constexpr int DEEP = 64, STAGES = 3, PITCH = DEEP + 8, THREADS = 32 * DOWN * ACROSS;
+  constexpr int DEEP = 64, PITCH = DEEP + 8, THREADS = 32 * DOWN * ACROSS;
   constexpr int SHARE = IN / PIECES, STEPS = SHARE / DEEP, TILES = TALL / DOWN / 16, COLUMNS = WIDE / ACROSS / 8;
   static_assert(IN % PIECES == 0 && SHARE % DEEP == 0, "a piece is whole steps");
   static_assert(TALL % (16 * DOWN) == 0 && WIDE % (8 * ACROSS) == 0, "a warp computes whole tiles");
@@ -550,7 +550,7 @@ DEVICE void tile(const half_t* matrix, const float* bias, const half_t* given, v
     if (step < AHEAD) fetch_lines(step);
     end_of_fetches();
   }
-  // 2. Step by step along IN, two steps ahead.
+  // 2. Step by step along IN, STAGES - 1 steps ahead.
   float sums[TILES][COLUMNS][4] = {};
   for (int step = 0; step < STEPS; step++) {
     wait_for_fetches<STAGES - 2>();
@@ -676,11 +676,11 @@ DEVICE void choose(const Best* parts, const int* prompt, int* text, int* positio
         matrix, bias, given, made, Places{cache, position, prompt, rules, best});                                 \
   }
 
-#define TILE(NAME, LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT)             \
+#define TILE(NAME, LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT)     \
   extern "C" __global__ void __launch_bounds__(32 * DOWN * ACROSS)                                                \
       NAME(const half_t* matrix, const float* bias, const half_t* given, void* made, half_t* cache,               \
            const int* position, const int* prompt, const float* rules, Best* best) {                              \
-    tile<LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT>(                      \
+    tile<LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT>(              \
         matrix, bias, given, made, Places{cache, position, prompt, rules, best});                                 \
   }
 
