@@ -19,7 +19,7 @@ ALIGNED = 256
 _MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _HABIT_SHARED = 48 * 1024
 _PROGRAMMATIC = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-_EARLY_FROM = "9.0"
+_EARLY_FROM = (9, 0)
 """Compute capability from which a kernel can begin before the one before it has ended."""
 
 
@@ -85,7 +85,7 @@ class KernelSession(DeviceSession):
                     next_step="build the engine for this GPU: aula build MODEL --target ...",
                 )
             self._program = compiled.program
-            self._early = self._program.early and here >= _EARLY_FROM
+            self._early = self._program.early and tuple(map(int, here.split("."))) >= _EARLY_FROM
             self._open_stream()
             self._module = KernelModule(self._cuda, compiled.image, driver)
             self._undo.callback(self._module.close)

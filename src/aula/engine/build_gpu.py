@@ -91,7 +91,7 @@ def build_part_for_gpu(
                 name=workshop.card.name,
                 capability=workshop.card.capability,
                 driver=workshop.card.driver,
-                compatibility=options.compatibility,
+                compatibility=options.compatibility if best.backend == "tensorrt" else "same-capability",
                 version_compatible=options.version_compatible,
             ),
             plans=stored.plans,
