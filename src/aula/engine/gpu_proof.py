@@ -85,7 +85,7 @@ def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> fl
                 )
             if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
                 return float("inf")
-            scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
+            scale = max(float(np.abs(wanted).max(initial=0.0)), recipe.least_scales.get(name, 1e-30))
             worst = max(worst, float(np.abs(got - wanted).max(initial=0.0)) / scale)
     return worst
 

@@ -102,6 +102,7 @@ def stepper_recipe(
             licences=licences,
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
+            least_scales={f"likely{NEXT}": 1.0},  # natural logarithms of probabilities
             rows="rows",
             spelling=repr(form) + (hashlib.sha256(source(DECODER).encode()).hexdigest() if ours else ""),
             program=partial(program, count) if ours else None,
@@ -218,8 +219,8 @@ class WhisperStepping:
             step.attach(name, prompt.device_tensor(name))
         cross = [spec.name for spec in step.inputs if spec.name.startswith("cross_")]
         for name in cross:
-            prompt.attach(name, step.device_tensor(name))
-            encoder.attach(name, step.device_tensor(name))
+            for session in (step, prompt, encoder):
+                session.attach(name, step.device_tensor(name))
         # Nobody asks for the hidden states; they stay where they are.
         encoder.attach("hidden", encoder.device_tensor("hidden"))
         positions = step.device_tensor(cross[0]).shape[-2]
