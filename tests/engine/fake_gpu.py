@@ -112,6 +112,7 @@ class FakeDeviceSession(Session):
         pass
 
     def enqueue(self, tensors: Tensors) -> None:
+        self._check(tensors)
         self._last = self._run(tensors)
 
     def collect(self) -> dict[str, NDArray[Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from aula.backends.device_tensor import DeviceTensor
 from aula.backends.session import Session
 from aula.core.errors import VerificationError
 from aula.engine.manifest import Inspection
@@ -44,6 +45,15 @@ class OnDevice(Protocol):
     def layers(self) -> list[dict[str, Any]]: ...
 
     def precisions(self) -> dict[str, int]: ...
+
+
+@runtime_checkable
+class HandsOver(OnDevice, Protocol):
+    """One whose tensors another session may make or take where they lie."""
+
+    def device_tensor(self, name: str) -> DeviceTensor: ...
+
+    def attach(self, name: str, tensor: DeviceTensor) -> None: ...
 
 
 def cases(recipe: Recipe, profile: Profile, graph: "onnx.ModelProto") -> list[Case]:

@@ -26,7 +26,7 @@ from aula.models.whisper_graphs import write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_program import Step, kernels_serve, write_program
 from aula.models.whisper_reference import WhisperReference
-from aula.models.whisper_stepper import NEXT, StepForm, low_borders, stepper_states, write_stepper
+from aula.models.whisper_stepper import NEXT, StepForm, cross_names, low_borders, stepper_states, write_stepper
 
 __all__ = ["FEW", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
 
@@ -57,6 +57,7 @@ def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Rec
         reference=stacked if form.stacked else reference,
         task=None,
         low_borders=low_borders(config, form),
+        handed_over=("hidden", *cross_names(config, form)),
         half_tolerance=5e-2,
         rows="rows",
         spelling="stacked" if form.stacked else "",
@@ -102,6 +103,7 @@ def stepper_recipe(
             licences=licences,
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
+            handed_over=cross_names(config, form),
             least_scales={f"likely{NEXT}": 1.0},  # natural logarithms of probabilities
             rows="rows",
             spelling=repr(form) + (hashlib.sha256(source(DECODER).encode()).hexdigest() if ours else ""),
