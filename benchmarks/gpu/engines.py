@@ -213,9 +213,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--job", required=True, help="one of the jobs below, or whisper-ROWS")
     parser.add_argument("--quantised", type=Path, help="folder of int8 graphs that NNCF made where it is installed")
-    parser.add_argument(
-        "--form", default="many", help="how the step is spelled: few or many, then ,split=4 and such"
-    )
+    parser.add_argument("--form", default="many", help="how the step is spelled: few or many, then ,split=4 and such")
     parser.add_argument("--part", default="", help="one part of Whisper alone")
     options = parser.parse_args()
     make = MAKERS.get(options.job) or (build_whisper if options.job.startswith("whisper-") else None)

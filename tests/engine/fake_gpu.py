@@ -51,7 +51,10 @@ class FakeBuilder:
         cache: bytes = b"",
     ) -> Plan:
         graph = onnx.load(str(model))
-        assert next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")) <= 17
+        version = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+        assert 19 <= version <= 22 if self.typed else version <= 17
+        if self.typed:
+            onnx.checker.check_model(graph, full_check=True)
         quantised = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
         for node in graph.graph.node:
             if node.name in self.without_kernel and quantised.intersection(node.input):

@@ -19,7 +19,7 @@ from aula.backends.kernel_program import FORM, Compiled, Program, save_program
 from aula.backends.kernel_program import SUFFIX as KERNELS
 from aula.backends.selecting import SelectingSession
 from aula.backends.session import Session
-from aula.core.errors import VerificationError
+from aula.core.errors import BackendError, DeviceLostError, DeviceMemoryError, VerificationError
 from aula.engine.bundle import session_options
 from aula.engine.choice import input_axes, size_of
 from aula.engine.dialect import for_tensorrt, specialise
@@ -90,7 +90,7 @@ class GpuPart:
     def try_precision(self, precision: str, reference: float | None, quantised: Quantised | None = None) -> GpuTrial:
         """Build and prove one precision at every profile. `reference` is the metric that it is held to, None where no
         task judges. What goes wrong with the engine itself is the trial's reason; what goes wrong with the machine is
-        raised (BackendError for a lost device)."""
+        raised (a lost device, memory that is short)."""
         trial = GpuTrial(precision)
         try:
             place = 0
@@ -101,7 +101,9 @@ class GpuPart:
                 # All profiles compute the same: where a later one cannot bear a layer, the earlier are built again.
                 place = place + 1 if trial.restored == known or place == 0 else 0
             self._prove(trial, reference)
-        except (UnbuildableError, VerificationError) as refusal:
+        except (DeviceLostError, DeviceMemoryError):
+            raise
+        except (BackendError, VerificationError) as refusal:
             trial.rejected = refusal.what
         return trial
 
@@ -193,7 +195,7 @@ class GpuPart:
         special = specialise(graph, fixed)
         if profile is self.recipe.profiles[0]:
             trial.shipped = size_of(special, self.recipe)
-        return for_tensorrt(special)
+        return for_tensorrt(special, typed=self._workshop.builder.typed)
 
     def _prove(self, trial: GpuTrial, reference: float | None) -> None:
         # 2. Numbers, time and layers at every profile, in the session that will serve it.
