@@ -58,7 +58,7 @@ class BeamOptions:
     `unknown` is the logarithm of the probability of a word that it does not know."""
 
     width: int = 12
-    depth: float = 12.0
+    depth: float = 9.0
     branches: int = 6
     least: float = math.log(1e-3)
     weight: float = 0.6
@@ -213,6 +213,9 @@ class Beam:
                 grown.append(prefix)
 
         branches = self._branches(row) if silent < _SURE_BLANK else []
+        # What would be dropped at once is not made.
+        loudest = max(silent, branches[0][1]) if branches else silent
+        bar = self._kept[0].rank + loudest - options.depth
         for prefix in self._kept:
             heard = prefix.heard
             # 1. The same text: a blank, or its last token held on.
@@ -223,7 +226,10 @@ class Beam:
                 prefix.next_other = _sum(prefix.next_other, prefix.other + share)
                 prefix.notice(share, self.frames)
             # 2. One token more; the same one again only after a blank.
+            rank = prefix.rank
             for token, share in branches:
+                if rank + share < bar:
+                    break
                 before = prefix.blank if token == prefix.token else heard
                 if before == _NEVER:
                     continue
