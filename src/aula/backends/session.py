@@ -212,7 +212,14 @@ class Backend:
     @property
     def installed(self) -> str:
         """The package that is here: the runtime, or one that serves instead; "" for none. Imports nothing."""
-        return next((name for name in (self.runtime, *self.instead) if importlib.util.find_spec(name)), "")
+        return next((name for name in (self.runtime, *self.instead) if _is_here(name)), "")
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is part of
+        return False
 
 
 BACKENDS: dict[str, Backend] = {
@@ -228,6 +235,9 @@ BACKENDS: dict[str, Backend] = {
             "gpu",
             ".plan",
             ("tensorrt_lean",),
+        ),
+        Backend(
+            "kernels", "aula.backends.kernel_session", "cuda.bindings", 'pip install "aula[gpu]"', "gpu", ".kernels"
         ),
     )
 }

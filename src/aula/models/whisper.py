@@ -24,6 +24,7 @@ from aula.models.whisper_clips import read_clips, read_sounds
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
+from aula.models.whisper_program import kernels_serve
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_tokens import RULES
 
@@ -92,17 +93,18 @@ def whisper_model(
         min(QUESTION_SLOTS, config.max_target_positions),
     )
     window = config.max_source_positions
+    form = whisper_gpu.MANY if kernels_serve(config) else whisper_gpu.FEW
     listens = whisper_gpu.listening
     steps = whisper_gpu.stepping
     gpu_parts = {
         "encoder": replace(
-            whisper_gpu.listener_recipe(encoder, checkpoint, whisper_gpu.FEW),
+            whisper_gpu.listener_recipe(encoder, checkpoint, form),
             profiles=(listens("question", 1, positions), listens("window", 1, window)),
         ),
         "decoder": whisper_gpu.stepper_recipe(
             checkpoint,
             f"{name}-decoder",
-            whisper_gpu.FEW,
+            form,
             (
                 steps("step", 1, positions, slots),
                 steps("prompt", 1, positions, slots),
