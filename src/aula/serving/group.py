@@ -21,7 +21,7 @@ from aula.core.errors import (
     StorageError,
 )
 from aula.core.telemetry import BATCH_SIZE, DEVICE_SECONDS, LATE, SERVED, TASK_SECONDS, Telemetry
-from aula.core.types import Capability, Context
+from aula.core.types import Context
 from aula.scheduling.admission import Quotas
 from aula.scheduling.batching import Batch
 from aula.scheduling.ladder import Change, Ladder
@@ -81,7 +81,7 @@ class Group:
         budget: Budget,
         telemetry: Telemetry,
         usage: Usage,
-        on_change: Callable[[Capability, Change], None],
+        on_change: Callable[[str, Change], None],
     ) -> None:
         self.clock = clock
         self.ways = Ways(places, clock, rules.policy, on_change)
@@ -143,29 +143,29 @@ class Group:
         return job.ran
 
     @property
-    def ladders(self) -> dict[Capability, Ladder]:
+    def ladders(self) -> dict[str, Ladder]:
         return self.ways.ladders
 
     @property
-    def places(self) -> dict[tuple[Capability, str], Place]:
+    def places(self) -> dict[tuple[str, str], Place]:
         return self.residence.places
 
     async def load(self, place: Place) -> AulaError | None:
         """Load the model now, or say why it cannot be. Raises SettingsError and StorageError."""
         failure = await self.residence.load(place)
         if failure is not None and self.residence.serves(place):
-            self.ladders[place.capability].load_failed(place.name)
+            self.ladders[place.ladder].load_failed(place.name)
             self.tend()
         return failure
 
     def switch(self, old: Place, new: Place) -> None:
         """`new` was tried, and takes the rung of `old`."""
         self.residence.replace(old, new)
-        self.ladders[new.capability].swapped(new.name)
+        self.ladders[new.ladder].swapped(new.name)
         self.wake()
 
-    def override(self, capability: Capability, name: str | None) -> None:
-        self.ladders[capability].override(name)
+    def override(self, ladder: str, name: str | None) -> None:
+        self.ladders[ladder].override(name)
         self.wake()
 
     def wake(self) -> None:
@@ -188,9 +188,8 @@ class Group:
             self._alarm.at(due, self.wake)
 
     def _start(self, batch: Batch) -> None:
-        capability = self.ways.capability_of(batch.route)
         job: Job | None = batch.tickets[0].payload if batch.tickets else None
-        place = (job and job.place) or self.places[capability, batch.rung]
+        place = (job and job.place) or self.places[self.ways.ladder_of(batch.route), batch.rung]
         for ticket in batch.tickets:
             ticket.payload.ran = place
         loop = asyncio.get_running_loop()
@@ -274,7 +273,7 @@ class Group:
 
     def _press(self, place: Place) -> None:
         """The device is full: whoever can be served lower goes there at once, and no canary adds to it for a while."""
-        ladder, name = self.ladders[place.capability], place.name
+        ladder, name = self.ladders[place.ladder], place.name
 
         def look_again() -> None:
             ladder.memory(name, pressed=False)

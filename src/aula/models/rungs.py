@@ -1,0 +1,48 @@
+"""Every rung this package knows, in the order in which they are tried. Nothing is loaded before it is asked for."""
+
+from functools import cache
+
+from aula.core.clock import Clock
+from aula.core.settings import Settings
+from aula.engine.precision import Progress
+from aula.serving.places import Rung
+
+
+def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """What a lesson needs, and the embedder's own engine."""
+    from aula.models import bert, espeak, intents, silero
+
+    @cache
+    def encoder() -> bert.SentenceEncoder:
+        return bert.SentenceEncoder.minilm(settings, report)
+
+    return [
+        Rung(silero.INFO, "detect", silero.SileroDetector),
+        *hearing_rungs(settings, clock, report),
+        Rung(
+            bert.UNDERSTAND_INFO,
+            "encode",
+            lambda: intents.IntentUnderstander(encoder(), settings.home / "engines"),
+            forget=encoder.cache_clear,
+        ),
+        Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
+        Rung(bert.ENGINE_INFO, "encode", lambda: encoder().engine, forget=encoder.cache_clear, engine=bert.ENGINE),
+        Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
+    ]
+
+
+def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """Every Whisper at hand, the best first, and PocketSphinx."""
+    from aula.models import sphinx, whisper_transcriber
+
+    def whisper(place: whisper_transcriber.Place) -> Rung:
+        return Rung(
+            place.info,
+            "transcribe",
+            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
+        )
+
+    return [
+        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+    ]
