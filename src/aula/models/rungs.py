@@ -9,8 +9,8 @@ from aula.serving.places import Rung
 
 
 def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
-    """What a lesson needs, and the embedder's own engine."""
-    from aula.models import bert, espeak, intents, silero
+    """What a lesson needs, the embedder's own engine, and the engines that the settings name."""
+    from aula.models import bert, espeak, intents, raw_bundles, silero
 
     @cache
     def encoder() -> bert.SentenceEncoder:
@@ -27,6 +27,7 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
         ),
         Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
         Rung(bert.ENGINE_INFO, "encode", lambda: encoder().engine, forget=encoder.cache_clear, engine=bert.ENGINE),
+        *raw_bundles.bundle_rungs(settings),
         Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
     ]
 
