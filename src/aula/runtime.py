@@ -76,6 +76,8 @@ __all__ = [
     "open_runtime",
 ]
 
+Watcher = Callable[[RungChanged], None]
+
 
 class Runtime:
     """Serves capabilities from rungs. Use as an async context manager; leaving it frees models and threads."""
@@ -86,17 +88,17 @@ class Runtime:
         clock: Clock | None = None,
         stopping: threading.Event | None = None,
         rules: Rules | None = None,
-        on_event: Callable[[RungChanged], None] | None = None,
+        on_event: Watcher | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` is
-        called in the loop's thread and must not raise."""
+        """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` as
+        `watch`."""
         self.clock = clock or SystemClock()
         self.events: deque[RungChanged] = deque(maxlen=256)
         self.telemetry = Telemetry()
         self._usage = Usage(self.clock)
         self._stopping = stopping or threading.Event()
-        self._on_event = on_event
+        self._watchers = [on_event] if on_event is not None else []
         self._alarm = Alarm(self.clock)
         self._budget = budget or Budget(rules.memory if rules is not None else {})
         rules = rules or Rules()
@@ -210,6 +212,17 @@ class Runtime:
         and the answer says why. Raises SettingsError where no rung has that name."""
         return await swap(self._group(rung.ladder), rung, WorkerThread(rung.worker))
 
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Call it for every event from now on, in the loop's thread, where it must return soon; `events` keeps the
+        latest. Returns what ends it, lawful twice."""
+        self._watchers.append(watcher)
+
+        def end() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return end
+
     async def memory(self) -> tuple[DeviceLoad, ...]:
         """What is loaded on which device, what it takes and what may be taken."""
         return self._budget.report(await asyncio.to_thread(self._budget.read))
@@ -290,7 +303,7 @@ class Runtime:
         ladder = able[0].ladder
         group = self._groups[ladder]
         route = group.ways.route(task, ladder, frozenset(place.name for place in able))
-        tickets = await group.serve(route, work, context)
+        tickets = await group.serve_once(route, work, context)
         _raise_fault(tickets, able)
         if len({ticket.rung for ticket in tickets}) > 1:
             tickets = await self._on_one_rung(group, ladder, task, work, tickets, context)
@@ -368,8 +381,11 @@ class Runtime:
         event = RungChanged(change.moment, capability, change.rung, str(change.state), str(change.cause))
         self.events.append(event)
         self.telemetry.add(RUNG_CHANGES, capability, change.rung or "", change.cause)
-        if self._on_event is not None:
-            self._on_event(event)
+        for watcher in tuple(self._watchers):
+            try:
+                watcher(event)
+            except Exception as error:  # a defect, said aloud; the others hear it all the same
+                asyncio.get_running_loop().call_exception_handler({"message": f"{watcher} failed", "exception": error})
 
     @contextmanager
     def _let_in(self, capability: Capability, context: Context) -> Iterator[Span]:

@@ -221,6 +221,10 @@ class SentenceEncoder:
         return cls(session, checkpoint, BertConfig.from_checkpoint(checkpoint).hidden_size)
 
     @property
+    def sessions(self) -> tuple[Session, ...]:
+        return (self._session,)
+
+    @property
     def engine(self) -> SessionEngine:
         return SessionEngine(self._session, ENGINE, {"batch": 1, "sequence": 64})
 

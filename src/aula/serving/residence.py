@@ -10,6 +10,7 @@ from aula.core.errors import AulaError, DeviceMemoryError
 from aula.core.telemetry import LOADS, Telemetry
 from aula.serving.budget import Budget
 from aula.serving.costs import Measured
+from aula.serving.hosts import Hosts
 from aula.serving.places import Place, Unloadable
 from aula.serving.tasks import Task
 from aula.serving.threads import WorkerThread
@@ -21,7 +22,13 @@ class Residence:
     """Rungs by ladder and name. `learn` hears what a model costs that serves from now on."""
 
     def __init__(
-        self, places: Sequence[Place], budget: Budget, clock: Clock, telemetry: Telemetry, learn: Learn
+        self,
+        places: Sequence[Place],
+        budget: Budget,
+        clock: Clock,
+        telemetry: Telemetry,
+        learn: Learn,
+        hosts: Hosts,
     ) -> None:
         self.places = {(place.ladder, place.name): place for place in places}
         self._budget = budget
@@ -29,6 +36,7 @@ class Residence:
         self._clock = clock
         self._telemetry = telemetry
         self._learn = learn
+        self._hosts = hosts
 
     def serves(self, place: Place) -> bool:
         """False where another has its name, or it has not come to it yet."""
@@ -76,6 +84,7 @@ class Residence:
         place.measured = measured
         place.holds_bytes = self._budget.need(place)
         self._telemetry.add(LOADS, place.capability, place.name, "ok")
+        self._hosts.watch(place, self.places.values)
         if self.serves(place):
             self._learn(place.ladder, place.name, measured)
 

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from aula.core.capabilities import RawEngine
-from aula.core.errors import DeviceLostError, DeviceMemoryError, EngineError, InputError
+from aula.core.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    ProcessAwayError,
+    ProcessLostError,
+)
 from aula.core.types import (
     SPEECH_RATE,
     Capability,
@@ -48,7 +55,7 @@ class Task:
 
 def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
     """A value or an exception for each payload. Where all of them together fail, each is tried alone, so that a bad
-    one harms no other; a device that is gone is not tried again."""
+    one harms no other; a device or a process that is gone is not tried again."""
     try:
         values = list(task.run(model, payloads))
         if len(values) != len(payloads):
@@ -61,7 +68,7 @@ def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
         failure = error
     if len(payloads) == 1:
         return [failure]
-    if isinstance(failure, DeviceLostError):
+    if isinstance(failure, (DeviceLostError, ProcessAwayError, ProcessLostError)):
         return [failure] * len(payloads)
     return [value for payload in payloads for value in attempt(task, model, (payload,))]
 
