@@ -1,13 +1,13 @@
 """Engines in processes of their own: what their deaths come to for requests and breakers. By hand, with no process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aula.backends.hosting.records import HostChange, HostHealth, HostState
+from aula.backends.hosting.records import HostState
 from aula.core.clock import FakeClock
 from aula.core.deadlines import seconds_left
 from aula.core.errors import (
@@ -24,26 +24,10 @@ from aula.core.errors import (
 from aula.core.types import Capability, Context, Float32, RungInfo, Why
 from aula.runtime import RungChanged, Runtime
 from aula.serving.group import GRACE_S, RETURN_S
-from tests.serving.hand import House, by_hand, rung, runtime, settle, start, work
+from tests.serving.hand import Host, House, by_hand, rung, runtime, settle, start, work
 
 QUESTION = Context()
 EMBED, UNDERSTAND = Capability.EMBED, Capability.UNDERSTAND
-
-
-class Host:
-    """The process of a hosted session, as the test says it is."""
-
-    def __init__(self) -> None:
-        self.on_change: Callable[[HostChange], None] | None = None
-        self.state = HostState.READY
-
-    def health(self) -> HostHealth:
-        return HostHealth(self.state, 0.0, 1, None, "")
-
-    def becomes(self, state: HostState, *, silently: bool = False) -> None:
-        self.state = state
-        if self.on_change is not None and not silently:
-            self.on_change(HostChange(0.0, state, "the test says so"))
 
 
 class Guest(House):
