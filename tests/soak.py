@@ -34,7 +34,7 @@ from tests.serving.hand import HandThread, Host, House, by_hand, rung, settle, w
 CAPABILITIES = (Capability.EMBED, Capability.UNDERSTAND, Capability.DETECT, Capability.SPEAK)
 TIERS = ("question", "question", "caption", "vision", "batch", "exam")
 RETURN_S = 0.2
-"""How long a live request waits for a process that took it along: in a story both rungs may be out of order for good."""
+"""How long a live request waits for a process that took it along: in a story every rung may be gone for good."""
 SILENT_S = 30.0
 """A live story takes about a second; one that takes so long has lost somebody."""
 MOST_GROWTH = 64 * 2**20

@@ -222,6 +222,21 @@ async def test_one_request_that_breaks_a_run_does_not_harm_its_mates(clock: Fake
     assert isinstance(tasks[2].exception(), ValueError)
 
 
+async def test_an_engine_that_gives_the_wrong_rows_is_at_fault(clock: FakeClock) -> None:
+    class Short(Twice):
+        def _run(self, tensors: Arrays) -> dict[str, NDArray[Any]]:
+            made = super()._run(tensors)
+            return {"y": made["y"][:-1]} if (tensors["x"] == 13).any() else made
+
+    running = Runtime([engine_rung(Short(clock))], clock)
+    await ask(running, arrays())
+    tasks = [start(running, arrays(value=value)) for value in (1, 2, 13, 4)]
+    await work()
+    assert [task.exception() is None for task in tasks] == [True, True, False, True], "nobody gets another's rows"
+    with pytest.raises(NoRungError, match="for 1 rows"):
+        tasks[2].result()
+
+
 async def test_an_engine_with_states_is_nobodys_to_share(clock: FakeClock) -> None:
     states = SessionOptions(states=(StatePair("bias", "y"),), state_shapes={"bias": (1,)})
     session = Twice(clock, states)

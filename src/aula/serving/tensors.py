@@ -45,21 +45,26 @@ def infer(model: RawEngine, payloads: Sequence[Tensors]) -> list[dict[str, NDArr
     values: dict[int, dict[str, NDArray[Any]]] = {}
     for members in _together(payloads, model.max_batch):
         rows = [_rows(payloads[index]) for index in members]
+        first = payloads[members[0]]
         if len(members) == 1:
-            made = model.infer(payloads[members[0]])
+            made = model.infer(first)
+        else:
+            made = model.infer({name: np.concatenate([payloads[index][name] for index in members]) for name in first})
+        if model.max_batch > 1:
+            _check_rows(made, sum(rows))
+        if len(members) == 1:
             values[members[0]] = dict(made)
             continue
-        names = list(payloads[members[0]])
-        made = model.infer({name: np.concatenate([payloads[index][name] for index in members]) for name in names})
-        for name, array in made.items():
-            if not array.ndim or len(array) != sum(rows):
-                raise EngineError(
-                    f"output {name} is {list(array.shape)} for {sum(rows)} rows", next_step="run: aula doctor"
-                )
         ends = np.cumsum(rows)
         for index, end, count in zip(members, ends, rows, strict=True):
             values[index] = {name: array[end - count : end].copy() for name, array in made.items()}
     return [values[index] for index in range(len(payloads))]
+
+
+def _check_rows(made: Tensors, rows: int) -> None:
+    for name, array in made.items():
+        if not array.ndim or len(array) != rows:
+            raise EngineError(f"output {name} is {list(array.shape)} for {rows} rows", next_step="run: aula doctor")
 
 
 def _together(payloads: Sequence[Tensors], most: int) -> list[list[int]]:
