@@ -171,6 +171,39 @@ async def test_a_process_that_does_not_come_back_in_time_is_told(
         task.result()
 
 
+async def test_an_override_to_a_rung_whose_process_is_away_waits_for_it_and_never_spins(clock: FakeClock) -> None:
+    best = Guest(clock)
+    running = runtime(rung("best", best), rung("second", House(clock)), clock=clock)
+    await ask(running)
+    running.override(EMBED, "best")
+    runs = len(best.left)
+    best.kills = ProcessLostError
+    task = start(running, EMBED, ("why",), QUESTION)
+    await work()
+    assert not task.done()
+    assert len(best.left) == runs + 1
+    await back(best)
+    assert task.result().rung == "best"
+
+
+async def test_an_override_to_a_rung_that_is_lost_and_cannot_be_loaded_is_told_in_time(clock: FakeClock) -> None:
+    best = Guest(clock)
+    running = runtime(rung("best", best), clock=clock)
+    await ask(running)
+    running.override(EMBED, "best")
+    best.kills = ProcessLostError
+    task = start(running, EMBED, ("why",), replace(QUESTION, deadline=clock.now() + 1.0))
+    await work()
+    next(iter(running._groups[EMBED].places.values())).unload()
+    best.load_failure = BackendError("it cannot be loaded any more", next_step="mend it")
+    loads = best.loads
+    await back(best)
+    clock.advance(1.01)
+    await work()
+    assert isinstance(task.exception(), NoRungError)
+    assert best.loads <= loads + 5
+
+
 async def test_one_that_is_lost_twice_is_not_tried_a_third_time(clock: FakeClock) -> None:
     only = Guest(clock)
     running = runtime(rung("only", only), clock=clock)

@@ -64,6 +64,8 @@ UNDERSTAND_INFO = RungInfo(
     "intent head on MiniLM (English) and on character n-grams (Chinese)",
     LICENCES,
 )
+DIMENSIONS = 384
+"""Of all-MiniLM-L6-v2's vectors."""
 ENGINE = EngineInfo(
     "minilm",
     "1",
@@ -72,7 +74,7 @@ ENGINE = EngineInfo(
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("attention_mask", "int64", ("batch", "sequence")),
     ),
-    (TensorSpec("embedding", "float32", ("batch", 384)),),
+    (TensorSpec("embedding", "float32", ("batch", DIMENSIONS)),),
     8,
     ({"batch": (1, 8), "sequence": (1, 256)},),
 )

@@ -103,7 +103,7 @@ class _Source:
             f"engine.{rung}",
             load,
             device="host" if gpu is None else f"gpu{gpu}",
-            needs=None if gpu is None else partial(_bytes, engine),
+            needs=None if gpu is None else partial(engine_bytes, engine),
             engine=info,
         )
 
@@ -126,7 +126,7 @@ class _Source:
         )
 
 
-def _bytes(engine: TargetEngine) -> int:
+def engine_bytes(engine: TargetEngine) -> int:
     """On a device it takes at least what lies in its files."""
     return sum(file.bytes for file in engine.files)
 

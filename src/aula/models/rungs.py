@@ -1,7 +1,5 @@
 """Every rung this package knows, in the order in which they are tried. Nothing is loaded before it is asked for."""
 
-from functools import cache
-
 from aula.core.clock import Clock
 from aula.core.settings import Settings
 from aula.engine.precision import Progress
@@ -10,23 +8,12 @@ from aula.serving.places import Rung
 
 def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
     """What a lesson needs, the embedder's own engine, and the engines that the settings name."""
-    from aula.models import bert, espeak, intents, raw_bundles, silero
-
-    @cache
-    def encoder() -> bert.SentenceEncoder:
-        return bert.SentenceEncoder.minilm(settings, report)
+    from aula.models import encoder_rungs, espeak, raw_bundles, silero
 
     return [
         Rung(silero.INFO, "detect", silero.SileroDetector),
         *hearing_rungs(settings, clock, report),
-        Rung(
-            bert.UNDERSTAND_INFO,
-            "encode",
-            lambda: intents.IntentUnderstander(encoder(), settings.home / "engines"),
-            forget=encoder.cache_clear,
-        ),
-        Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
-        Rung(bert.ENGINE_INFO, "encode", lambda: encoder().engine, forget=encoder.cache_clear, engine=bert.ENGINE),
+        *encoder_rungs.encoder_rungs(settings, report),
         *raw_bundles.bundle_rungs(settings),
         Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
     ]

@@ -50,6 +50,8 @@ takes seconds; loads and builds may take minutes, and are not counted."""
 HUNG_TIMES = 20.0
 RETURN_S = 10.0
 """The longest that a request waits for a process that took it along: loading anew takes less, or it takes minutes."""
+MOST_TRIES = 5
+"""Of such a request: others may take the process along again before its turn comes."""
 PRESSED_S = 5.0
 """After a device's memory was full, until a canary may try it: whoever filled it has ended by then, or it says so."""
 
@@ -158,21 +160,27 @@ class Group:
         tickets = await self.serve(route, work, context)
         until = min(self.clock.now() + RETURN_S, math.inf if context.deadline is None else context.deadline)
         losses = 0
-        while fault := next((ticket for ticket in tickets if ticket.state is not State.ANSWERED), None):
+        for _ in range(MOST_TRIES):
+            fault = next((ticket for ticket in tickets if ticket.state is not State.ANSWERED), None)
+            if fault is None:
+                break
             ran = fault.payload.ran
             lost = ran is not None and is_gone(fault.error, ran)
             losses += lost and not isinstance(fault.error, ProcessAwayError)
             came_too_late = losses and fault.refusal is not None and fault.refusal.reason is Reason.NO_RUNG
-            if losses > 1 or not (lost or came_too_late):
-                break
-            if not await self._has_rung(route, until):
+            if losses > 1 or not (lost or came_too_late) or not await self._has_rung(route, until):
                 break
             tickets = await self.serve(route, work, context, again=True)
         return tickets
 
     async def _has_rung(self, route: Route, until: float) -> bool:
-        """Wait for a rung of the route to be in order. False where none is by then, or the runtime closes."""
-        while (gone := route.choose() is None) and not self._is_closed and self.clock.now() < until:
+        """Wait for a breaker of the route to be closed, also where an operator has chosen its rung. False where none is
+        by then, or the runtime closes."""
+
+        def is_in_order(name: str) -> bool:
+            return route.admits(name) and route.ladder.state(name) is Breaker.CLOSED
+
+        while (gone := not any(map(is_in_order, route.rungs))) and not self._is_closed and self.clock.now() < until:
             hope: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             bell = self._alarm.at(until, partial(_settle, hope))
             self._hopes.add(hope)
