@@ -9,6 +9,7 @@ CAPABILITIES = [
     "DetectionStream",
     "Detector",
     "Embedder",
+    "RawEngine",
     "Speaker",
     "Transcriber",
     "TranscriptionStream",

@@ -1,7 +1,9 @@
 """What each capability's models promise. A rung implements one of these; callers see only these."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from aula.core.types import (
     Context,
@@ -73,4 +75,19 @@ class Speaker(Protocol):
 
     def speak(self, request: SpeakRequest, context: Context) -> Iterator[Int16]:
         """Mono int16 chunks, the first as early as the engine can. Closing the iterator stops the engine."""
+        ...
+
+
+class RawEngine(Protocol):
+    """One engine without states. `max_batch`: rows that a run may have, where rows do not depend on each other; else 1
+    for one request a run."""
+
+    max_batch: int
+
+    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """By name in, by name out. Raises EngineError."""
+        ...
+
+    def example(self, rows: int = 1) -> Mapping[str, NDArray[Any]]:
+        """Inputs of a usual size, to measure it with and to try it."""
         ...

@@ -108,6 +108,12 @@ TABLE: tuple[Setting, ...] = (
         choices=("never", "gpu", "always"),
     ),
     Setting(
+        "engines",
+        "",
+        "bundles whose engines are served as they are, tensors in, tensors out: names, name=bundle, or the folder of a "
+        "store, with commas between",
+    ),
+    Setting(
         "whisper",
         "",
         "the Whisper that hears: a folder, or owner/name on the Hugging Face hub; empty: those that were pulled, "

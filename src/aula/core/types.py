@@ -26,6 +26,8 @@ class Capability(StrEnum):
     UNDERSTAND = "understand"
     EMBED = "embed"
     SPEAK = "speak"
+    INFER = "infer"
+    """An engine as it is, named by the caller: tensors in, tensors out."""
 
 
 class Intent(StrEnum):

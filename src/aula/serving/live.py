@@ -58,7 +58,7 @@ class _Live:
             raise RuntimeError("this stream was closed; open a new one")
         if self._thread.is_lost:
             raise BackendError(f"{self.rung} hung, and this stream with it", next_step="open a new stream")
-        route = self._group.ways.route(task, self._place.capability, frozenset({self.rung}), pinned=True)
+        route = self._group.ways.route(task, self._place.ladder, frozenset({self.rung}), pinned=True)
         if self.context.deadline is not None and self._clock.now() >= self.context.deadline:
             raise DeadlineError(
                 "the deadline of the stream has passed", next_step="open a new one, or allow more time"

@@ -9,6 +9,7 @@ from aula.core.errors import AulaError, EngineError, NoRungError, SettingsError,
 from aula.core.types import Capability, RungInfo
 from aula.serving.costs import Measured, measure
 from aula.serving.memory import resident_bytes
+from aula.serving.records import EngineInfo
 from aula.serving.tasks import Task
 from aula.serving.threads import WorkerThread
 
@@ -18,7 +19,8 @@ class Rung:
     """One way to serve a capability. `load` runs in the thread named `worker`; rungs on one model share both.
 
     `device` (host, gpu0, gpu1 …) is where the model lies, `needs` says how many bytes it takes there. `forget` is
-    called after models were closed or lost: the next `load` must make new ones.
+    called after models were closed or lost: the next `load` must make new ones. `engine` is what an engine that is
+    served as it is takes and gives: rungs of engines of one name stand in one ladder, which is that name's alone.
     """
 
     info: RungInfo
@@ -27,6 +29,12 @@ class Rung:
     device: str = "host"
     needs: Callable[[], int] | None = None
     forget: Callable[[], None] | None = None
+    engine: EngineInfo | None = None
+
+    @property
+    def ladder(self) -> str:
+        capability = self.info.capability
+        return capability if self.engine is None else f"{capability}.{self.engine.name}"
 
 
 class Unloadable(Exception):  # noqa: N818 - it carries the error that is told
@@ -68,6 +76,15 @@ class Place:
     @property
     def capability(self) -> Capability:
         return self.rung.info.capability
+
+    @property
+    def ladder(self) -> str:
+        return self.rung.ladder
+
+    @property
+    def engine(self) -> EngineInfo | None:
+        """What the model that is loaded says, or else what was said of it."""
+        return getattr(self.model, "info", self.rung.engine)
 
     @property
     def language(self) -> str:
@@ -115,8 +132,8 @@ class Place:
         self.unavailable = error
 
 
-def no_rung(places: Sequence[Place], capability: Capability, retry_after_s: float | None) -> NoRungError:
+def no_rung(places: Sequence[Place], ladder: str, retry_after_s: float | None) -> NoRungError:
     """The refusal where every rung that could serve is out of order, with the reason of each."""
     reasons = "; ".join(f"{place.name} ({place.unavailable or 'out of order'})" for place in places)
-    error = NoRungError(f"nothing on this machine can {capability} now: {reasons}", next_step="run: aula doctor")
+    error = NoRungError(f"nothing on this machine can {ladder} now: {reasons}", next_step="run: aula doctor")
     return error if retry_after_s is None else error.refused("no_rung", retry_after_s)

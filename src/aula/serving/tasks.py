@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from aula.core.errors import DeviceLostError, DeviceMemoryError, EngineError, InputError
+from aula.core.capabilities import RawEngine
+from aula.core.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    ProcessAwayError,
+    ProcessLostError,
+)
 from aula.core.types import (
     SPEECH_RATE,
     Capability,
@@ -20,6 +28,7 @@ from aula.core.types import (
     Transcript,
     Understanding,
 )
+from aula.serving.tensors import ELEMENTS, infer
 
 MOST_TEXTS = 8
 """In one batch on a processor: the batch of the encoder's profile `passages`; more gained nothing there."""
@@ -46,7 +55,7 @@ class Task:
 
 def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
     """A value or an exception for each payload. Where all of them together fail, each is tried alone, so that a bad
-    one harms no other; a device that is gone is not tried again."""
+    one harms no other; a device or a process that is gone is not tried again."""
     try:
         values = list(task.run(model, payloads))
         if len(values) != len(payloads):
@@ -59,7 +68,7 @@ def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
         failure = error
     if len(payloads) == 1:
         return [failure]
-    if isinstance(failure, DeviceLostError):
+    if isinstance(failure, (DeviceLostError, ProcessAwayError, ProcessLostError)):
         return [failure] * len(payloads)
     return [value for payload in payloads for value in attempt(task, model, (payload,))]
 
@@ -141,6 +150,7 @@ TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND)
 TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE)
 SPEAK = Task("speak", _speak, ONCE)
 SPEAK_CHUNK = Task("speak.chunk", _sound, ONCE)
+INFER = Task("infer", infer, ELEMENTS, lambda model: max(1, model.max_batch))
 
 TASKS: Mapping[Capability, tuple[Task, ...]] = {
     Capability.DETECT: (DETECT, DETECT_CHUNK),
@@ -148,6 +158,7 @@ TASKS: Mapping[Capability, tuple[Task, ...]] = {
     Capability.UNDERSTAND: (UNDERSTAND,),
     Capability.EMBED: (EMBED,),
     Capability.SPEAK: (SPEAK, SPEAK_CHUNK),
+    Capability.INFER: (INFER,),
 }
 """The first of each opens what the others go on with."""
 
@@ -174,6 +185,8 @@ def canary(capability: Capability, model: Any, language: str) -> None:
             value = _understand(model, [(PROBE_TEXT, context)])[0]
             if isinstance(value, Exception):
                 raise value
+        case Capability.INFER:
+            _try_engine(model)
         case Capability.SPEAK:
             chunks = model.speak(SpeakRequest("1"), context)
             try:
@@ -188,3 +201,9 @@ def canary(capability: Capability, model: Any, language: str) -> None:
                 (_detect if listens else _hear)(model, [(stream, np.zeros(SPEECH_RATE // 10, np.float32))])
             finally:
                 stream.close()
+
+
+def _try_engine(engine: RawEngine) -> None:
+    made = engine.infer(engine.example())
+    if any(array.dtype.kind == "f" and np.isnan(array).any() for array in made.values()):
+        raise _not_numbers()
