@@ -415,6 +415,24 @@ def test_only_the_newest_question_keeps_its_turn() -> None:
     assert talk.done == [Forget(first)]
 
 
+def test_a_client_cannot_take_the_id_of_an_item_to_come() -> None:
+    talk = Talk()
+    talk.send("input_audio_buffer.append", audio=text_of(loud(300)))
+    buffered = talk.done[0].item_id
+    content = [{"type": "input_text", "text": "mine"}]
+    for taken in (buffered, talk.conversation.ids.new("item")[:-2] + "ff", "root", ""):
+        item = {"id": taken, "type": "message", "role": "user", "content": content}
+        talk.send("conversation.item.create", item=item)
+        assert talk.error["param"] == "item.id"
+    own = {"id": "my own", "type": "message", "role": "user", "content": content}
+    talk.send("conversation.item.create", item=own)
+    assert talk.event("conversation.item.done")["item"]["id"] == "my own"
+    talk.send("conversation.item.create", item=own)
+    assert talk.error["code"] == "item_id_taken"
+    talk.send("conversation.item.delete", item_id="my own")
+    assert talk.send("conversation.item.create", item=own)[0] == "conversation.item.added"
+
+
 def test_a_conversation_is_bounded() -> None:
     talk = Talk()
     ids = [talk.asked_in_writing(str(number)) for number in range(MOST_ITEMS + 3)]

@@ -118,14 +118,14 @@ class Conversation:
                 self._course_changed(error)
             case _ if self.response is None or self.response.id != happening.response_id:
                 pass
-            case Answered(_, answer, told):
+            case Answered(_, answer, told) if not self.response.speaks:
                 if self.response.asked is not None:
                     self._release(self.response.asked)
                 before = self.items.last()
                 if self.response.conversation_id is not None:
                     self._keep(self.response.item)
                 self._say_all(self.response.answered(answer, told, before))
-            case Sounded(_, sound):
+            case Sounded(_, sound) if self.response.speaks:
                 self._say_all([self.response.sounded(sound, self._clock.now())])
             case Ended():
                 self._end_response("completed")
@@ -279,6 +279,9 @@ class Conversation:
 
     def _create_item(self, raw: JsonObject, after: str | None) -> None:
         item, sound = made(raw, self.ids)
+        ours = {self._buffer, self.response.item.id if self.response is not None else None}
+        if item.id in ours or (raw.get("id") is not None and self.ids.will_be(item.id)):
+            raise ClientError(f"The id {item.id[:80]!r} is taken.", code="item_id_taken", param="item.id")
         heard = [] if sound is None else self._sound_of(sound)
         before = self._keep(item, after)
         self._say_item(item, before)

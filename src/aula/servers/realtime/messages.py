@@ -4,7 +4,6 @@ Both sides name an utterance by the id of the item that it becomes, and an answe
 is told of an id that is no longer wanted is dropped: so nothing of a cancelled answer ever leaves.
 """
 
-import itertools
 import secrets
 from dataclasses import dataclass
 
@@ -20,10 +19,16 @@ class Ids:
 
     def __init__(self, own: str | None = None) -> None:
         self._own = own or secrets.token_hex(6)
-        self._count = itertools.count()
+        self._next = 0
 
     def new(self, kind: str) -> str:
-        return f"{kind}_{self._own}{next(self._count):06x}"
+        self._next += 1
+        return f"{kind}_{self._own}{self._next:06x}"
+
+    def will_be(self, name: str) -> bool:
+        """Whether it may still become a name: a client that guesses it must not take it."""
+        _, mine, number = name.partition(f"_{self._own}")
+        return bool(mine) and (not number.isalnum() or int(number, 36) > int(f"{self._next:06x}", 36))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
