@@ -8,6 +8,7 @@ After every fifty messages a probe asks for an item that there is not; its error
 import argparse
 import asyncio
 import copy
+import gc
 import json
 import random
 import tempfile
@@ -135,6 +136,9 @@ async def attack(door: Served, messages: int, seed: int) -> Outcome:
                 await socket.send(json.dumps({"type": "conversation.item.retrieve", "item_id": "-", "event_id": probe}))
                 await _drain(socket, probe, outcome, known)
         if tracemalloc.is_tracing():
+            while door.door.statistics().open:  # noqa: ASYNC110 - it ends in the server's own tasks
+                await asyncio.sleep(0.001)
+            gc.collect()
             held_kb = tracemalloc.get_traced_memory()[0] / 1024
             first_kb = held_kb if first_kb is None else first_kb
             outcome.grown_kb = held_kb - first_kb
