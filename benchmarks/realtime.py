@@ -178,9 +178,8 @@ async def latency(questions: int, *, paced: bool) -> None:
         "between the two": [outer - inner for outer, inner in zip(times, inside, strict=True)],
         **{f"  {stage}": [one.stages[stage] for one in asked] for stage in asked[0].stages if stage[:6] != "commit"},
     }
-    print(
-        f"{'':40} {'p50':>8} {'p95':>8} {'max':>8}   ms, {len(asked)} questions, {sum(a.drafted for a in asked)} drafted"
-    )
+    drafted = sum(one.drafted for one in asked)
+    print(f"{'':40} {'p50':>8} {'p95':>8} {'max':>8}   ms, {len(asked)} questions, {drafted} drafted")
     for name, values in rows.items():
         print(f"{name:40} {percentile(values, 0.5):8.1f} {percentile(values, 0.95):8.1f} {max(values):8.1f}")
     summary = {
@@ -191,7 +190,7 @@ async def latency(questions: int, *, paced: bool) -> None:
         "p95_ms": round(percentile(times, 0.95), 1),
         "max_ms": round(max(times), 1),
         "server_p50_ms": round(percentile(inside, 0.5), 1),
-        "drafted": sum(one.drafted for one in asked),
+        "drafted": drafted,
         "promise": {"p50_ms": 110, "p95_ms": 220},
         "machine": machine(),
     }

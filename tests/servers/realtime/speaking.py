@@ -161,7 +161,12 @@ def fake_runtime(
 
 @asynccontextmanager
 async def served(
-    home: Path, *, doorman: Doorman | None = None, rules: Rules | None = None, **changes: str | int | float | bool
+    home: Path,
+    *,
+    doorman: Doorman | None = None,
+    rules: Rules | None = None,
+    ping_s: float = 20.0,
+    **changes: str | int | float | bool,
 ) -> AsyncIterator[Served]:
     """The door alone, on a free port of the loopback, answering from the small course below."""
     from starlette.applications import Starlette
@@ -172,7 +177,7 @@ async def served(
         await add_small_course(runtime, settings)
         house = House(runtime, settings, doorman or EveryoneIsLocal())
         door = Door(house)
-        async with listening(Starlette(routes=door.routes())) as port:
+        async with listening(Starlette(routes=door.routes()), ping_s) as port:
             yield Served(house, door, port, transcriber, speaker)
 
 
@@ -187,11 +192,18 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: object) -> AsyncIterator[int]:
+async def listening(app: object, ping_s: float = 20.0) -> AsyncIterator[int]:
     """The port on which uvicorn serves `app`."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="error", lifespan="off", **WEBSOCKET_OPTIONS)  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level="error",
+        lifespan="off",
+        ws_ping_interval=ping_s,
+        ws_ping_timeout=ping_s,
+        **WEBSOCKET_OPTIONS,
+    )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:

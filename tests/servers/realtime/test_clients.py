@@ -96,6 +96,44 @@ async def test_push_to_talk(door: Served) -> None:
     assert (turn.door, turn.clock, turn.question, turn.error) == ("realtime", "A", "what is inertia", None)
 
 
+async def test_what_was_drafted_is_held_until_it_is_asked_for(door: Served) -> None:
+    async with client(door).realtime.connect(model="aula:small") as connection:
+        await connection.session.update(session=PUSH)
+        await until(connection, "session.updated")
+        warmed = len(door.speaker.said)
+        for sound in (*[loud(20)] * 15, *[quiet(20)] * 20):
+            await connection.input_audio_buffer.append(audio=text_of(sound))
+        await _settled(lambda: len(door.speaker.said) == warmed + 1)
+        await connection.conversation.item.retrieve(item_id="probe")
+        events = await until(connection, "error")
+        assert not [kind for kind in kinds(events) if kind.startswith("response.")]
+        await connection.input_audio_buffer.commit()
+        events = await until(connection, "conversation.item.input_audio_transcription.completed")
+        assert not [kind for kind in kinds(events) if kind.startswith("response.")]
+        await connection.response.create()
+        done = (await until(connection, "response.done"))[-1]["response"]
+    assert done["aula"]["drafted"]
+    assert len(door.speaker.said) == warmed + 1, "what was held was let out, and nothing said anew"
+
+
+async def test_a_draft_of_a_question_that_is_taken_back_is_never_heard(door: Served) -> None:
+    async with client(door).realtime.connect(model="aula:small") as connection:
+        await connection.session.update(session=PUSH)
+        await until(connection, "session.updated")
+        warmed, opened = len(door.speaker.said), door.transcriber.opened
+        for sound in (*[loud(20)] * 15, *[quiet(20)] * 20):
+            await connection.input_audio_buffer.append(audio=text_of(sound))
+        await _settled(lambda: len(door.speaker.said) == warmed + 1)
+        await connection.input_audio_buffer.clear()
+        await until(connection, "input_audio_buffer.cleared")
+        item: Any = {**QUESTION, "content": [{"type": "input_text", "text": "Momentum?"}]}
+        await connection.conversation.item.create(item=item)
+        await connection.response.create()
+        events = await until(connection, "response.done")
+    assert "Momentum is" in events[-1]["response"]["output"][0]["content"][0]["transcript"]
+    assert door.transcriber.opened == door.transcriber.closed == opened + 1
+
+
 async def test_the_beta_header_gets_beta_names(door: Served) -> None:
     headers = {"OpenAI-Beta": "realtime=v1"}
     async with client(door).realtime.connect(model="aula:small", extra_headers=headers) as connection:
@@ -327,6 +365,15 @@ async def test_a_client_that_never_reads_is_left(home: Path) -> None:
                     await socket.send(retrieve)
         socket.transport.abort()
         await _settled(lambda: door.door.statistics().open == 0)
+
+
+async def test_a_connection_that_is_half_open_is_left(home: Path) -> None:
+    async with served(home / "realtime", ping_s=0.2) as door:
+        socket = await websockets.connect(f"{door.websocket}/realtime")
+        await socket.recv()
+        socket.transport.pause_reading()  # so that no ping is answered
+        await _settled(lambda: door.door.statistics().open == 0)
+        socket.transport.abort()
 
 
 async def test_a_client_that_says_nothing_is_left(home: Path) -> None:

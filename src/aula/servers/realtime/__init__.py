@@ -3,7 +3,8 @@
 door.py          routes, keys and ephemeral secrets, how many at once
 visit.py         one connection: its socket, its time, its outbox
 wire.py          texts to events, in GA or beta names (beta.py)
-conversation.py  the protocol as a state machine, which knows no socket and no model
+conversation.py  the protocol as a state machine, which knows no socket and no model: its items (items.py),
+                 responses (responding.py) and settings (options.py, of the shapes in shapes.py)
 attendant.py     carries out what it asks: listening.py hears, answering.py answers
 """
 

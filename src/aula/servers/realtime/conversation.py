@@ -8,9 +8,7 @@ What is heard and what is answered goes on by itself and is told when it happens
 it still counts. A happening of an utterance or a response that is no longer wanted changes nothing and says nothing.
 """
 
-import base64
-import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +17,13 @@ from aula.core.errors import AudioError, NothingHeardError
 from aula.core.types import Float32
 from aula.servers.realtime import shapes
 from aula.servers.realtime.errors import ClientError, JsonObject, error_of
+from aula.servers.realtime.events import Out, Speaker
 from aula.servers.realtime.formats import SoundIn
 from aula.servers.realtime.items import Item, Items, made
 from aula.servers.realtime.messages import (
     Adopt,
     Answered,
-    Asked,
     ChangeCourse,
-    Command,
     CourseChanged,
     Ended,
     Finish,
@@ -46,16 +43,16 @@ from aula.servers.realtime.messages import (
     Stop,
     Transcribed,
 )
-from aula.servers.realtime.options import Options, is_aloud, output_changes
-from aula.servers.realtime.responding import Response
+from aula.servers.realtime.options import Options, response_changes
+from aula.servers.realtime.responding import Response, asked_of
 from aula.servers.realtime.transcripts import Hypotheses
+from aula.servers.realtime.wire import from_base64
 
-Out = JsonObject | Command
 LEAST_MS = 100
 """A shorter buffer cannot be committed: no word is that short."""
 
 
-class Conversation:
+class Conversation(Speaker):
     """One session. Every method returns what is to be sent and done, in order."""
 
     def __init__(
@@ -65,15 +62,14 @@ class Conversation:
         ids: Ids | None = None,
         limits: Callable[[], list[JsonObject]] = list,
     ) -> None:
+        super().__init__(ids or Ids())
         self.options = options
-        self.ids = ids or Ids()
         self.items = Items()
         self.response: Response | None = None
         self._clock = clock
         self._limits = limits
         self._session_id = self.ids.new("sess")
         self._conversation_id = self.ids.new("conv")
-        self._out: list[Out] = []
         self._sound_in = SoundIn(options.input)
         self._buffer: str | None = None
         """The item that the sound becomes: with push-to-talk from the first sound on, else while somebody speaks."""
@@ -86,7 +82,7 @@ class Conversation:
         """When silence becomes too long, and how much had been heard when it began."""
 
     def opened(self) -> list[Out]:
-        self._out.append(Adopt(self.options.manner))
+        self._ask(Adopt(self.options.manner))
         self._say("session.created", session=self._session())
         return self._taken()
 
@@ -188,10 +184,7 @@ class Conversation:
                 )
 
     def _append(self, audio: str) -> None:
-        try:
-            raw = base64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ClientError(f"audio is not base64 ({error})", code="invalid_audio", param="audio") from error
+        raw = from_base64(audio, "audio")
         samples = self._sound_in.feed(raw)
         milliseconds = self.options.input.milliseconds(len(raw))
         self._heard_ms += milliseconds
@@ -204,7 +197,7 @@ class Conversation:
     def _hear(self, samples: Float32) -> None:
         options = self.options
         if len(samples):
-            self._out.append(Hear(samples, self._buffer or "", options.detection, options.language))
+            self._ask(Hear(samples, self._buffer or "", options.detection, options.language))
 
     def _commit(self) -> None:
         if self.options.detection is not None and self._buffer is None:
@@ -227,7 +220,7 @@ class Conversation:
             if not open_mic:
                 self._hear(self._sound_in.flush())
             item.has_turn = True
-            self._out.append(Finish(item.id))
+            self._ask(Finish(item.id))
         self._commit_item(item)
         if self._buffer_error is not None:
             self._tell_failure(item, self._buffer_error)
@@ -240,7 +233,7 @@ class Conversation:
 
     def _clear(self) -> None:
         self._sound_in.flush()
-        self._out.append(Forget(self._buffer if self.options.detection is None else None))
+        self._ask(Forget(self._buffer if self.options.detection is None else None))
         self._empty_buffer()
 
     def _empty_buffer(self) -> None:
@@ -251,7 +244,7 @@ class Conversation:
         if options.course != self.options.course:
             # The course is opened first; until that is told, whoever reads for us reads no further event.
             self._wanted = (options, event_id)
-            self._out.append(ChangeCourse(options.course))
+            self._ask(ChangeCourse(options.course))
         else:
             self._set(options)
 
@@ -267,14 +260,14 @@ class Conversation:
     def _set(self, options: Options) -> None:
         before, self.options = self.options, options
         if options.detection != before.detection:
-            self._out.append(Forget(None))
+            self._ask(Forget(None))
             if self._buffer is not None:
-                self._out.append(Forget(self._buffer))
+                self._ask(Forget(self._buffer))
             self._empty_buffer()
             self._timeout = None
         if options.input != before.input:
             self._sound_in = SoundIn(options.input)
-        self._out.append(Adopt(options.manner))
+        self._ask(Adopt(options.manner))
         self._say("session.updated", session=self._session())
 
     def _create_item(self, raw: JsonObject, after: str | None) -> None:
@@ -287,18 +280,13 @@ class Conversation:
         self._say_item(item, before)
         if sound is not None:
             item.has_turn = True
-            self._out += [Hear(samples, item.id, None, self.options.language) for samples in heard]
-            self._out.append(Finish(item.id))
+            self._ask(*(Hear(samples, item.id, None, self.options.language) for samples in heard), Finish(item.id))
         elif item.role == "assistant" and item.text:
-            self._out.append(Remember(item.text, self.options.language))
+            self._ask(Remember(item.text, self.options.language))
 
     def _sound_of(self, audio: str) -> list[Float32]:
         sound_in = SoundIn(self.options.input)
-        try:
-            raw = base64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ClientError(f"audio is not base64 ({error})", code="invalid_audio", param="item.content") from error
-        return [sound_in.feed(raw), sound_in.flush()]
+        return [sound_in.feed(from_base64(audio, "item.content")), sound_in.flush()]
 
     def _delete_item(self, item: Item) -> None:
         self._drop(item)
@@ -327,21 +315,7 @@ class Conversation:
             )
         wanted: shapes.ResponseWanted = shapes.checked(shapes.ResponseWanted, raw, "response")
         question = self.items.question() if wanted.input is None else self._question_in(wanted.input)
-        self._respond(question, self._response_changes(wanted), wanted)
-
-    def _response_changes(self, wanted: shapes.ResponseWanted) -> dict[str, Any]:
-        if wanted.metadata is not None and (
-            len(wanted.metadata) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in wanted.metadata.items())
-        ):
-            raise ClientError(
-                "metadata has 16 entries at most, names of 64 and values of 512 characters", param="response.metadata"
-            )
-        changes: dict[str, Any] = {}
-        if wanted.output_modalities is not None:
-            changes["aloud"] = is_aloud(wanted.output_modalities, "response.output_modalities")
-        if wanted.audio is not None and wanted.audio.output is not None:
-            changes |= output_changes(wanted.audio.output, "response.audio.output")
-        return changes
+        self._respond(question, response_changes(wanted), wanted)
 
     def _question_in(self, rows: list[JsonObject]) -> Item | None:
         """The last thing that a user says in `rows`, which belong to no conversation."""
@@ -374,8 +348,8 @@ class Conversation:
         self.response = response
         self._timeout = None
         clock = "text" if question is None or question.kind != "input_audio" else "B" if question.open_mic else "A"
-        asked = _asked(question)
-        self._out.append(Reply(response.id, asked, options.manner, options.output, options.language, clock, apart))
+        asked = asked_of(question)
+        self._ask(Reply(response.id, asked, options.manner, options.output, options.language, clock, apart))
         self._say_all([response.created()])
         self._say("rate_limits.updated", rate_limits=self._limits())
 
@@ -386,13 +360,13 @@ class Conversation:
 
     def _stop_response(self, reason: str) -> None:
         assert self.response is not None
-        self._out.append(Stop(self.response.id))
+        self._ask(Stop(self.response.id))
         self._end_response("cancelled", {"reason": reason})
 
     def _end_response(self, status: str, details: JsonObject | None = None) -> None:
         assert self.response is not None
         response, self.response = self.response, None
-        self._say_all(response.finished(status, details, self._before(response.item)))
+        self._say_all(response.finished(status, details, self.items.before(response.item)))
         detection = self.options.detection
         if detection is not None and detection.idle_timeout_ms is not None and self._buffer is None:
             played = max(response.played_until() or 0.0, self._clock.now())
@@ -475,49 +449,15 @@ class Conversation:
         self._release(item)
         self.items.remove(item)
         if item.role == "assistant" and item.text:
-            self._out.append(Remember(item.text, None, forget=True))
+            self._ask(Remember(item.text, None, forget=True))
 
     def _release(self, item: Item) -> None:
         if item.has_turn:
             item.has_turn = False
-            self._out.append(Forget(item.id))
-
-    def _before(self, item: Item) -> str | None:
-        return self.items.before(item)
+            self._ask(Forget(item.id))
 
     def _session(self) -> JsonObject:
         return {"id": self._session_id, **self.options.shown()}
-
-    def _say(self, kind: str, **fields: Any) -> None:
-        self._out.append({"type": kind, "event_id": self.ids.new("event"), **fields})
-
-    def _say_all(self, events: Iterable[JsonObject]) -> None:
-        for event in events:
-            self._say(event.pop("type"), **event)
-
-    def _say_error(self, error: Exception, event_id: str | None) -> None:
-        self._say("error", error={**error_of(error), "event_id": event_id})
-
-    def _say_item(self, item: Item, before: str | None) -> None:
-        for kind in ("conversation.item.added", "conversation.item.done"):
-            self._say(kind, previous_item_id=before, item=item.shown())
-
-    def _say_transcript(self, kind: str, item_id: str, **fields: Any) -> None:
-        self._say(f"conversation.item.input_audio_transcription.{kind}", item_id=item_id, content_index=0, **fields)
-
-    def _taken(self) -> list[Out]:
-        taken, self._out = self._out, []
-        return taken
-
-
-def _asked(question: Item | None) -> Asked:
-    if question is None:
-        return Asked()
-    if question.has_turn:
-        return Asked(item_id=question.id)
-    if question.kind == "input_audio" and (question.text is None or isinstance(question.failed, NothingHeardError)):
-        return Asked(unclear=True)
-    return Asked(text=question.text or "")
 
 
 def _silence() -> NothingHeardError:

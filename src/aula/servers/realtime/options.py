@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct
 from aula.assistant.dialogue import Manner
 from aula.servers.realtime.errors import ClientError, JsonObject
 from aula.servers.realtime.formats import FORMATS, Coding, Format
-from aula.servers.realtime.shapes import Detection, Input, Output, Sound, Wanted, checked
+from aula.servers.realtime.shapes import Detection, Input, Output, ResponseWanted, Sound, Wanted, checked
 
 MODEL = "aula"
 """The model's name; `aula:<course>` names a course with it."""
@@ -168,6 +168,22 @@ def output_changes(wanted: Output, param: str) -> dict[str, Any]:
         if not 0.25 <= wanted.speed <= 1.5:
             raise ClientError(f"speed is {wanted.speed}; expected 0.25 to 1.5", param=f"{param}.speed")
         changes["speed"] = float(wanted.speed)
+    return changes
+
+
+def response_changes(wanted: ResponseWanted) -> dict[str, Any]:
+    """What a response has otherwise than its session. Raises ClientError."""
+    if wanted.metadata is not None and (
+        len(wanted.metadata) > 16 or any(len(name) > 64 or len(value) > 512 for name, value in wanted.metadata.items())
+    ):
+        raise ClientError(
+            "metadata has 16 entries at most, names of 64 and values of 512 characters", param="response.metadata"
+        )
+    changes: dict[str, Any] = {}
+    if wanted.output_modalities is not None:
+        changes["aloud"] = is_aloud(wanted.output_modalities, "response.output_modalities")
+    if wanted.audio is not None and wanted.audio.output is not None:
+        changes |= output_changes(wanted.audio.output, "response.audio.output")
     return changes
 
 

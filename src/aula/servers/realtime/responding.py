@@ -4,9 +4,11 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from aula.core.errors import NothingHeardError
 from aula.core.types import Answer
 from aula.servers.realtime.errors import JsonObject
 from aula.servers.realtime.items import Item
+from aula.servers.realtime.messages import Asked
 from aula.servers.realtime.options import Options, shown_format
 
 
@@ -104,3 +106,14 @@ class Response:
             "metadata": self.metadata,
             "aula": self.told or None,
         }
+
+
+def asked_of(question: Item | None) -> Asked:
+    """What is to be answered, as whoever answers is told."""
+    if question is None:
+        return Asked()
+    if question.has_turn:
+        return Asked(item_id=question.id)
+    if question.kind == "input_audio" and (question.text is None or isinstance(question.failed, NothingHeardError)):
+        return Asked(unclear=True)
+    return Asked(text=question.text or "")

@@ -11,9 +11,10 @@ from aula.core.errors import AulaError
 from aula.servers.callers import Caller
 from aula.servers.house import House
 from aula.servers.realtime.attendant import Attendant
-from aula.servers.realtime.conversation import Conversation, Out
+from aula.servers.realtime.conversation import Conversation
 from aula.servers.realtime.dialogues import Dialogues
 from aula.servers.realtime.errors import ClientError, JsonObject
+from aula.servers.realtime.events import Out
 from aula.servers.realtime.messages import ChangeCourse, CourseChanged, Happening, Ids
 from aula.servers.realtime.options import Options
 from aula.servers.realtime.outbox import Outbox, OutboxFullError

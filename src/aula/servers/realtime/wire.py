@@ -1,5 +1,8 @@
 """Texts to events and back, in the names that the client speaks."""
 
+import base64
+import binascii
+
 import msgspec
 
 from aula.servers.realtime import beta
@@ -34,3 +37,11 @@ class Wire:
         """None for an event that the client's names do not know."""
         named = beta.to_beta(event) if self._beta else event
         return None if named is None else _encoder.encode(named).decode()
+
+
+def from_base64(text: str, param: str) -> bytes:
+    """Raises ClientError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ClientError(f"{param} is not base64 ({error})", code="invalid_audio", param=param) from error
