@@ -304,7 +304,9 @@ async def test_rates_are_told(home: Path) -> None:
         assert 0 < limit["remaining"] <= 50
 
 
-async def test_one_connection_too_many_is_refused_and_comes_in_later(home: Path) -> None:
+async def test_one_connection_too_many_is_refused_and_comes_in_later(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with served(home / "realtime", realtime__sessions=20) as door:
         url = f"{door.websocket}/realtime"
         answers = await asyncio.gather(*(websockets.connect(url) for _ in range(30)), return_exceptions=True)
@@ -314,6 +316,7 @@ async def test_one_connection_too_many_is_refused_and_comes_in_later(home: Path)
         assert {one.response.status_code for one in refused} == {429}
         assert refused[0].response.headers["Retry-After"] == "5"
         assert door.door.statistics().refused == 10
+        assert "ERROR" not in capsys.readouterr().err, "a refusal is no error of the server's"
         await asyncio.gather(*(one.close() for one in inside))
         await _settled(lambda: door.door.statistics().open == 0)
         async with websockets.connect(url) as socket:

@@ -1,6 +1,6 @@
 """Who comes in: the routes, the keys, and how many at once."""
 
-import logging
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,14 @@ from aula.servers.realtime.shapes import checked
 from aula.servers.realtime.visit import POLICY, Visit
 from aula.servers.realtime.wire import Wire
 
-_log = logging.getLogger(__name__)
 ABILITY = "ask"
 SUBPROTOCOL = "realtime"
 _KEY_SUBPROTOCOL = "openai-insecure-api-key."
 _BETA_SUBPROTOCOL = "openai-beta.realtime-v1"
 _MOST_BODY = 131_072
+_UNTIL_CLOSED = 3
+"""Rounds of the loop after which a refused connection is closed. Whoever returns before is taken by uvicorn for one who
+forgot the handshake, and each refusal would be an error in its log."""
 WEBSOCKET_OPTIONS: dict[str, Any] = {"ws_max_size": 16 * 2**20, "ws_per_message_deflate": False}
 """For uvicorn. Sound does not shrink: compressing it costs each connection memory and each chunk time."""
 
@@ -81,6 +83,8 @@ class Door:
                 )
         except AulaError as error:
             await socket.send_denial_response(_refusal(error))
+            for _ in range(_UNTIL_CLOSED):
+                await asyncio.sleep(0)
             return
         self._open += 1
         try:

@@ -1,7 +1,6 @@
 """One connection from its first event to its last: a socket's texts through the conversation, and time passing."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -20,7 +19,6 @@ from aula.servers.realtime.options import Options
 from aula.servers.realtime.outbox import Outbox, OutboxFullError
 from aula.servers.realtime.wire import Wire
 
-_log = logging.getLogger(__name__)
 NORMAL, POLICY = 1000, 1008
 """Close codes (RFC 6455, 7.4.1)."""
 _CLOSING_SECONDS = 2.0
