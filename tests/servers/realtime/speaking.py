@@ -165,6 +165,7 @@ async def served(
     *,
     doorman: Doorman | None = None,
     rules: Rules | None = None,
+    clock: Clock | None = None,
     ping_s: float = 20.0,
     **changes: str | int | float | bool,
 ) -> AsyncIterator[Served]:
@@ -173,8 +174,9 @@ async def served(
 
     settings = Settings({"home": str(home), "course": "small", "speech.cache_mb": 0}).replaced(**changes)
     transcriber, speaker = WordByWord(), ChunkAWord()
-    async with fake_runtime(transcriber, speaker, rules=rules) as runtime:
-        await add_small_course(runtime, settings)
+    async with fake_runtime(WordByWord(), ChunkAWord()) as unruled:
+        await add_small_course(unruled, settings)
+    async with fake_runtime(transcriber, speaker, clock, rules) as runtime:
         house = House(runtime, settings, doorman or EveryoneIsLocal())
         door = Door(house)
         async with listening(Starlette(routes=door.routes()), ping_s) as port:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from starlette.requests import HTTPConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from aula.core.clock import FakeClock
 from aula.core.errors import InputError
 from aula.scheduling.admission import Quota
 from aula.servers.callers import Caller
@@ -304,6 +305,27 @@ async def test_rates_are_told(home: Path) -> None:
         assert 0 < limit["remaining"] <= 50
 
 
+async def test_what_cannot_be_heard_is_told_once_and_not_for_every_frame(home: Path) -> None:
+    rules = Rules(quotas={"somebody": Quota()}, strict=True)
+    async with (
+        served(home / "realtime", rules=rules) as door,
+        client(door).realtime.connect(model="aula") as connection,
+    ):
+        for _ in range(20):
+            await connection.input_audio_buffer.append(audio=text_of(loud(20)))
+        assert "no tenant" in (await until(connection, "error"))[-1]["error"]["message"]
+        await connection.session.update(session=PUSH)
+        assert "error" not in kinds(await until(connection, "session.updated"))
+        for _ in range(20):
+            await connection.input_audio_buffer.append(audio=text_of(loud(20)))
+        assert "no tenant" in (await until(connection, "error"))[-1]["error"]["message"]
+        await connection.input_audio_buffer.commit()
+        await connection.response.create()
+        events = await until(connection, "response.done")
+        assert "conversation.item.input_audio_transcription.failed" in kinds(events)
+        assert "no tenant" in events[-1]["response"]["status_details"]["error"]["message"]
+
+
 async def test_one_connection_too_many_is_refused_and_comes_in_later(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,12 +402,22 @@ async def test_a_connection_that_is_half_open_is_left(home: Path) -> None:
 
 
 async def test_a_client_that_says_nothing_is_left(home: Path) -> None:
+    clock = FakeClock()
     async with (
-        served(home / "realtime", realtime__idle_seconds=1) as door,
+        served(home / "realtime", clock=clock, realtime__idle_seconds=60) as door,
         websockets.connect(f"{door.websocket}/realtime") as socket,
     ):
         assert json.loads(await socket.recv())["type"] == "session.created"
-        assert json.loads(await socket.recv())["error"]["code"] == "session_idle_timeout"
+        clock.advance(59)
+        await socket.send('{"type": "session.update", "session": {}}')
+        assert json.loads(await socket.recv())["type"] == "session.updated"
+        clock.advance(59)
+        await socket.send('{"type": "response.create"}')
+        assert json.loads(await socket.recv())["type"] == "response.created"
+        clock.advance(61)
+        while (event := json.loads(await socket.recv()))["type"] != "error":
+            clock.advance(5)
+        assert event["error"]["code"] == "session_idle_timeout"
         with pytest.raises(ConnectionClosed):
             await socket.recv()
         assert socket.close_code == 1000

@@ -273,6 +273,8 @@ def test_a_sound_that_is_too_long_is_told_once_and_its_item_failed() -> None:
     assert talk.done == []
     kinds = talk.send("input_audio_buffer.commit")
     assert kinds[-1] == "conversation.item.input_audio_transcription.failed"
+    talk.responding()
+    assert isinstance(talk.done[0].asked.failed, AudioTooLongError), "and an answer would be one to nothing"
 
 
 def test_words_are_told_once_two_hypotheses_agree_and_the_final_text_goes_on_from_there() -> None:

@@ -73,6 +73,8 @@ class Answering:
 
     async def _made(self, utterance_of: Callable[[str], Awaitable[Utterance | None]]) -> Made:
         asked = self._reply.asked
+        if asked.failed is not None:
+            raise asked.failed
         if asked.item_id is not None:
             utterance = await utterance_of(asked.item_id)
             if utterance is not None:

@@ -39,6 +39,7 @@ MOST_WAITING = 10 * SPEECH_RATE
 """Samples that may wait to be heard, before the client has to wait too."""
 _TOGETHER = SPEECH_RATE // 5
 """Sound that waits is heard in blocks of this many samples, which costs fewer hops between threads."""
+_DEAF_SECONDS = 1.0
 
 _Hearing = Hear | Finish | Forget
 
@@ -74,6 +75,8 @@ class Attendant:
         """Utterances that are to be finished when their sound has been heard."""
         self._given_up: dict[str, Exception] = {}
         self._microphone: OpenMicrophone | None = None
+        self._deaf_until = 0.0
+        """An open microphone that cannot be heard is told of once, and not for each of its frames."""
         self._answering: dict[str, asyncio.Task[None]] = {}
         self._listening: asyncio.Task[None] | None = None
 
@@ -147,10 +150,10 @@ class Attendant:
                     case Forget():
                         await self._forget(command.item_id)
             except AulaError as error:
-                await self._give_up(item_id, error)
+                await self._give_up(command, error)
             except Exception as error:
                 _log.exception("hearing failed")
-                await self._give_up(item_id, error)
+                await self._give_up(command, error)
             finally:
                 self._less.set()
 
@@ -185,6 +188,8 @@ class Attendant:
                 turn = await Turn.open(self._house.runtime, self.dialogue, context, self._options)
                 utterance = self._utterances[command.item_id] = Utterance(command.item_id, turn, self._tell)
             await utterance.hear(command.samples)
+            return
+        if self._house.runtime.clock.now() < self._deaf_until:
             return
         if self._microphone is None or self._microphone.detection != command.detection:
             await self._leave_microphone()
@@ -229,11 +234,14 @@ class Attendant:
             await closed(microphone.speaking)
         await microphone.close()
 
-    async def _give_up(self, item_id: str, error: Exception) -> None:
+    async def _give_up(self, command: _Hearing, error: Exception) -> None:
         """What cannot be heard is told once, and no more of it is tried."""
-        if self._microphone is not None and not item_id:
-            speaking = self._microphone.speaking
-            item_id = speaking.item_id if speaking is not None else ""
+        item_id = command.item_id or ""
+        if isinstance(command, Hear) and command.detection is not None:
+            speaking = None if self._microphone is None else self._microphone.speaking
+            item_id = item_id if speaking is None else speaking.item_id
+            wait = getattr(error, "retry_after_s", None) or _DEAF_SECONDS
+            self._deaf_until = self._house.runtime.clock.now() + wait
             await self._leave_microphone()
         utterance = self._utterances.pop(item_id, None)
         if utterance is not None:

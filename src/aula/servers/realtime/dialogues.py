@@ -3,7 +3,7 @@
 import asyncio
 
 from aula.assistant.dialogue import Dialogue
-from aula.core.errors import EngineError, UnsupportedLanguageError
+from aula.core.errors import AulaError
 from aula.core.types import Context
 from aula.servers.house import House
 
@@ -31,7 +31,7 @@ async def _warmed(dialogue: Dialogue) -> Dialogue:
         try:
             await dialogue.warm(context, listening=listening)
             break
-        except (UnsupportedLanguageError, EngineError):
+        except AulaError:
             continue
     dialogue.vocabulary()
     return dialogue

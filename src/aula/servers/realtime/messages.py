@@ -64,6 +64,8 @@ class Asked:
     text: str | None = None
     unclear: bool = False
     """Nobody could make out the words."""
+    failed: Exception | None = None
+    """Why the words are not known, where that was nobody's way of speaking."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ def asked_of(question: Item | None) -> Asked:
         return Asked()
     if question.has_turn:
         return Asked(item_id=question.id)
+    if question.failed is not None and not isinstance(question.failed, NothingHeardError):
+        return Asked(failed=question.failed)
     if question.kind == "input_audio" and (question.text is None or isinstance(question.failed, NothingHeardError)):
         return Asked(unclear=True)
     return Asked(text=question.text or "")

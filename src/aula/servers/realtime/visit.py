@@ -60,7 +60,7 @@ class Visit:
             dialogue = await self._dialogues.open(self._options.course)
         except AulaError as error:
             self._perform(self._conversation.refuse(error))
-            await self._say_goodbye(_OverError(POLICY, "there is no such course"))
+            await self._say_goodbye(_OverError(POLICY, "the course cannot be opened"))
             return
         self._attendant = Attendant(self._house, dialogue, self._caller, self._ids, self._told, self._outbox.room)
         tasks: list[asyncio.Future[None]] = [
@@ -76,7 +76,7 @@ class Visit:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._attendant.close()
         await self._say_goodbye(end)
 
@@ -132,9 +132,11 @@ class Visit:
         """Silence that is too long within the conversation, and a client that says nothing any more."""
         idle = self._house.settings.number("realtime.idle_seconds")
         while True:
-            moments = [self._last_event + idle, self._conversation.next_moment()]
-            await self._until(min(moment for moment in moments if moment is not None))
-            self._perform(self._conversation.passed())
+            answering = self._conversation.response is not None
+            moments = [None if answering else self._last_event + idle, self._conversation.next_moment()]
+            await self._until(min((moment for moment in moments if moment is not None), default=None))
+            if outs := self._conversation.passed():
+                self._perform(outs)
             if self._clock.now() >= self._last_event + idle and self._conversation.response is None:
                 self._perform(
                     self._conversation.refuse(
@@ -143,10 +145,12 @@ class Visit:
                 )
                 raise _OverError(NORMAL, "idle")
 
-    async def _until(self, moment: float) -> None:
+    async def _until(self, moment: float | None) -> None:
         """Until then, or until anything happened."""
         self._stirred.clear()
-        waits = {asyncio.ensure_future(self._clock.sleep_until(moment)), asyncio.ensure_future(self._stirred.wait())}
+        waits: set[asyncio.Future[object]] = {asyncio.ensure_future(self._stirred.wait())}
+        if moment is not None:
+            waits.add(asyncio.ensure_future(self._clock.sleep_until(moment)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
