@@ -43,7 +43,7 @@ from aula.core.traces import Span, span
 from aula.core.types import Capability, Context, Outcome
 from aula.engine.precision import Progress
 from aula.models.rungs import classroom_rungs, hearing_rungs
-from aula.scheduling.admission import Quotas
+from aula.scheduling.admission import Allowance, Quotas
 from aula.scheduling.ladder import Breaker, Change
 from aula.scheduling.tickets import Reason, State, Ticket
 from aula.serving.alarm import Alarm
@@ -106,14 +106,14 @@ class Runtime:
         self._rules = rules
         threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
         self._groups: dict[str, Group] = {}
-        quotas = Quotas(rules.quotas, rules.usual)
+        self._quotas = Quotas(rules.quotas, rules.usual)
         for members in groups_of(rungs):
             places = [Place(rung, threads[rung.worker]) for rung in members]
             group = Group(
                 places,
                 self.clock,
                 self._alarm,
-                quotas,
+                self._quotas,
                 rules,
                 self._budget,
                 self.telemetry,
@@ -222,6 +222,10 @@ class Runtime:
                 self._watchers.remove(watcher)
 
         return end
+
+    def allowance(self, tenant: str) -> Allowance | None:
+        """What a tenant may ask before its rate holds; None where there is no limit."""
+        return self._quotas.allowance(tenant, self.clock.now())
 
     async def memory(self) -> tuple[DeviceLoad, ...]:
         """What is loaded on which device, what it takes and what may be taken."""
