@@ -237,6 +237,30 @@ async def test_an_engine_that_gives_the_wrong_rows_is_at_fault(clock: FakeClock)
         tasks[2].result()
 
 
+async def test_another_engine_takes_its_place_while_it_serves(clock: FakeClock) -> None:
+    class Wide(Twice):
+        backend = "wide"
+
+    old = Twice(clock)
+    running = Runtime([engine_rung(old)], clock)
+    await ask(running, arrays())
+    swapping = asyncio.ensure_future(running.swap(engine_rung(Wide(clock))))
+    await work()
+    assert swapping.result().error is None
+    assert running.engines()[0].platform == "wide"
+    assert (await ask(running, arrays()))["y"].shape == (1, 3)
+    assert old._closed
+
+
+async def test_an_engine_that_cannot_be_measured_is_closed_and_nobody_is_served_by_it(clock: FakeClock) -> None:
+    session = Twice(clock)
+    session.failure = BackendError("it cannot", next_step="build it anew")
+    running = Runtime([engine_rung(session)], clock)
+    with pytest.raises(NoRungError, match="it cannot"):
+        await ask(running, arrays())
+    assert session._closed
+
+
 async def test_an_engine_with_states_is_nobodys_to_share(clock: FakeClock) -> None:
     states = SessionOptions(states=(StatePair("bias", "y"),), state_shapes={"bias": (1,)})
     session = Twice(clock, states)

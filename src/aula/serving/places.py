@@ -1,6 +1,7 @@
 """A rung with its thread, its model and its history."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,13 @@ class Place:
         before = resident_bytes()
         try:
             model = self.rung.load()
-            measured = measure(self.capability, model, self.language, clock)
+            try:
+                measured = measure(self.capability, model, self.language, clock)
+            except BaseException:
+                if self.rung.forget is None and hasattr(model, "close"):  # else it may be part of a neighbour's
+                    with suppress(Exception):
+                        model.close()
+                raise
         except (SettingsError, StorageError):
             raise
         except AulaError as error:
