@@ -74,6 +74,7 @@ class Attendant:
         self._due: dict[str, asyncio.Future[Utterance | Exception | None]] = {}
         """Utterances that are to be finished when their sound has been heard."""
         self._given_up: dict[str, Exception] = {}
+        """The last item that could not be heard, and why."""
         self._microphone: OpenMicrophone | None = None
         self._deaf_until = 0.0
         """An open microphone that cannot be heard is told of once, and not for each of its frames."""
@@ -129,7 +130,10 @@ class Attendant:
     async def _utterance_of(self, item_id: str) -> Utterance | None:
         """Once all that was heard before is heard. Raises why it was given up."""
         due = self._due.get(item_id)
-        found = self._utterances.get(item_id) if due is None else await asyncio.shield(due)
+        if due is None:
+            found = self._utterances.get(item_id) or self._given_up.get(item_id)
+        else:
+            found = await asyncio.shield(due)
         if isinstance(found, Exception):
             raise found
         return found
@@ -209,7 +213,7 @@ class Attendant:
         utterance = self._utterances.get(item_id)
         if self._microphone is not None and utterance is not None and self._microphone.speaking is utterance:
             self._microphone.rest()
-        error = self._given_up.pop(item_id, None)
+        error = self._given_up.get(item_id)
         if utterance is not None:
             utterance.finish()
         elif error is not None:
