@@ -141,6 +141,11 @@ async def test_an_open_microphone_finds_every_utterance(attended: Attended) -> N
     await attended.until(Transcribed, lambda one: one.item_id == ends[1].item_id)
 
 
+async def test_times_count_from_the_first_sound_of_the_session(attended: Attended) -> None:
+    attended.do(*[hear(100, "", loud=False, detection=OPEN)] * 10, Forget(None), hear(400, "", detection=OPEN))
+    assert (await attended.until(SpeechBegan)).at_ms == 1000
+
+
 async def test_a_commit_in_the_middle_of_speech_begins_another_utterance(attended: Attended) -> None:
     attended.do(hear(400, "", detection=OPEN))
     first = await attended.until(SpeechBegan)

@@ -68,6 +68,7 @@ class Attendant:
         self._options = TurnOptions.from_settings(house.settings)
         self._line: deque[_Hearing] = deque()
         self._waiting = 0
+        self._heard = 0
         self._more = asyncio.Event()
         self._less = asyncio.Event()
         self._utterances: dict[str, Utterance] = {}
@@ -191,6 +192,7 @@ class Attendant:
             if utterance is None:
                 turn = await Turn.open(self._house.runtime, self.dialogue, context, self._options)
                 utterance = self._utterances[command.item_id] = Utterance(command.item_id, turn, self._tell)
+            self._heard += len(command.samples)
             await utterance.hear(command.samples)
             return
         if self._house.runtime.clock.now() < self._deaf_until:
@@ -206,7 +208,9 @@ class Attendant:
                 self._utterances,
                 self._ids,
                 self._tell,
+                1000 * self._heard // SPEECH_RATE,
             )
+        self._heard += len(command.samples)
         await self._microphone.hear(command.samples, self.dialogue, context)
 
     def _finish(self, item_id: str) -> None:
