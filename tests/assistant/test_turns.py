@@ -251,6 +251,56 @@ async def test_a_turn_closes_at_any_moment_and_gives_everything_back() -> None:
             await turn.commit()
 
 
+async def test_a_turn_may_be_transcribed_first_and_answered_when_that_is_asked_for() -> None:
+    clock = FakeClock()
+    dialogue = Echo(clock)
+    async with (
+        _runtime(WordByWord(), clock) as runtime,
+        await Turn.open(runtime, dialogue, ENGLISH, OPTIONS) as turn,  # type: ignore[arg-type]
+    ):
+        with pytest.raises(RuntimeError, match="transcribed"):
+            await turn.answer()
+        for frame in _frames(500, loud=True) + _frames(200, loud=False):
+            await turn.hear(frame)
+            await asyncio.sleep(0)
+        transcript = await turn.transcribe()
+        assert transcript.text == "what is the terminal velocity"
+        assert dialogue.confirmed == [], "nobody has asked yet"
+        clock.advance(7)
+        reply = await turn.answer()
+        assert reply.drafted
+        assert dialogue.confirmed == [transcript.text]
+        assert reply.timings_ms["commit_to_first_audio"] == 0, "the caller's own time is not the turn's"
+        with pytest.raises(RuntimeError, match="committed"):
+            await turn.answer()
+
+
+async def test_silence_has_no_answer_even_if_somebody_asks() -> None:
+    clock = FakeClock()
+    async with (
+        _runtime(WordByWord(), clock) as runtime,
+        await Turn.open(runtime, Echo(clock), ENGLISH, OPTIONS) as turn,  # type: ignore[arg-type]
+    ):
+        with pytest.raises(NothingHeardError):
+            await turn.transcribe()
+        with pytest.raises(RuntimeError, match="transcript"):
+            await turn.answer()
+
+
+async def test_where_speech_was_found_already_nothing_is_detected_and_everything_is_heard() -> None:
+    clock = FakeClock()
+    transcriber = WordByWord()
+    async with (
+        _runtime(transcriber, clock) as runtime,
+        await Turn.open(runtime, Echo(clock), ENGLISH, OPTIONS, detecting=False) as turn,  # type: ignore[arg-type]
+    ):
+        for frame in _frames(40, loud=False) + _frames(300, loud=True):
+            await turn.hear(frame)
+        reply = await turn.commit()
+    assert reply.transcript.text == "what is the"
+    assert "detect" not in reply.rungs
+
+
 async def test_a_language_nobody_hears_is_refused_at_the_start() -> None:
     clock = FakeClock()
     async with _runtime(WordByWord(), clock) as runtime:

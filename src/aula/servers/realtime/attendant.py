@@ -68,12 +68,14 @@ class Attendant:
         self._options = TurnOptions.from_settings(house.settings)
         self._line: deque[_Hearing] = deque()
         self._waiting = 0
+        self._heard = 0
         self._more = asyncio.Event()
         self._less = asyncio.Event()
         self._utterances: dict[str, Utterance] = {}
         self._due: dict[str, asyncio.Future[Utterance | Exception | None]] = {}
         """Utterances that are to be finished when their sound has been heard."""
         self._given_up: dict[str, Exception] = {}
+        """The last item that could not be heard, and why."""
         self._microphone: OpenMicrophone | None = None
         self._deaf_until = 0.0
         """An open microphone that cannot be heard is told of once, and not for each of its frames."""
@@ -129,7 +131,10 @@ class Attendant:
     async def _utterance_of(self, item_id: str) -> Utterance | None:
         """Once all that was heard before is heard. Raises why it was given up."""
         due = self._due.get(item_id)
-        found = self._utterances.get(item_id) if due is None else await asyncio.shield(due)
+        if due is None:
+            found = self._utterances.get(item_id) or self._given_up.get(item_id)
+        else:
+            found = await asyncio.shield(due)
         if isinstance(found, Exception):
             raise found
         return found
@@ -187,6 +192,7 @@ class Attendant:
             if utterance is None:
                 turn = await Turn.open(self._house.runtime, self.dialogue, context, self._options)
                 utterance = self._utterances[command.item_id] = Utterance(command.item_id, turn, self._tell)
+            self._heard += len(command.samples)
             await utterance.hear(command.samples)
             return
         if self._house.runtime.clock.now() < self._deaf_until:
@@ -202,14 +208,16 @@ class Attendant:
                 self._utterances,
                 self._ids,
                 self._tell,
+                1000 * self._heard // SPEECH_RATE,
             )
+        self._heard += len(command.samples)
         await self._microphone.hear(command.samples, self.dialogue, context)
 
     def _finish(self, item_id: str) -> None:
         utterance = self._utterances.get(item_id)
         if self._microphone is not None and utterance is not None and self._microphone.speaking is utterance:
             self._microphone.rest()
-        error = self._given_up.pop(item_id, None)
+        error = self._given_up.get(item_id)
         if utterance is not None:
             utterance.finish()
         elif error is not None:

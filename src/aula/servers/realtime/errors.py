@@ -36,6 +36,7 @@ _CODES: tuple[tuple[type[AulaError], str], ...] = (
     (InputError, "invalid_value"),
     (OverloadError, "rate_limit_exceeded"),
 )
+_KINDS = {"rate_limit_exceeded": "rate_limit_error", "server_error": "server_error"}
 
 
 def error_of(error: BaseException, param: str | None = None) -> JsonObject:
@@ -50,8 +51,7 @@ def error_of(error: BaseException, param: str | None = None) -> JsonObject:
             "param": param,
         }
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "server_error")
-    refused = error.reason is not None
-    kind = "rate_limit_error" if refused else "server_error" if code == "server_error" else "invalid_request_error"
+    kind = _KINDS.get(code, "invalid_request_error")
     told: JsonObject = {"type": kind, "code": code, "message": str(error), "param": param}
     if error.retry_after_s is not None:
         told["retry_after_s"] = round(error.retry_after_s, 3)

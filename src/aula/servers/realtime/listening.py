@@ -91,8 +91,9 @@ class OpenMicrophone:
         utterances: dict[str, Utterance],
         ids: Ids,
         tell: Tell,
+        before_ms: int,
     ) -> None:
-        """Utterances are put into `utterances` when they begin."""
+        """Utterances are put into `utterances` when they begin; `before_ms` of sound were heard before."""
         self.detection = detection
         self.speaking: Utterance | None = None
         self._runtime = runtime
@@ -102,6 +103,7 @@ class OpenMicrophone:
         self._utterances = utterances
         self._ids = ids
         self._tell = tell
+        self._before_ms = before_ms
         self._lead: deque[Float32] = deque()
 
     async def hear(self, samples: Float32, dialogue: Dialogue, context: Context) -> None:
@@ -120,7 +122,7 @@ class OpenMicrophone:
             for event in events:
                 if isinstance(event, SpeechStopped) and self.speaking is not None:
                     ended, self.speaking = self.speaking, None
-                    self._tell(SpeechEnded(ended.item_id, event.at_ms))
+                    self._tell(SpeechEnded(ended.item_id, self._before_ms + event.at_ms))
 
     def rest(self) -> None:
         """Whoever speaks is no longer listened to; the next sound may begin anew."""
@@ -133,7 +135,8 @@ class OpenMicrophone:
 
     async def _begin(self, at_ms: int, dialogue: Dialogue, context: Context) -> None:
         item_id = self._ids.new("item")
-        self._tell(SpeechBegan(item_id, max(0, at_ms - self._endpointer.options.lead_ms)))
+        began_ms = max(0, at_ms - self._endpointer.options.lead_ms)
+        self._tell(SpeechBegan(item_id, self._before_ms + began_ms))
         turn = await Turn.open(self._runtime, dialogue, context, self._options, detecting=False)
         self.speaking = self._utterances[item_id] = Utterance(item_id, turn, self._tell)
 
