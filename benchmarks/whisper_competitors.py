@@ -8,6 +8,7 @@ Samples in memory to a text: front end, encoder, greedy tokens, tokenizer. All w
 import json
 import os
 import resource
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -22,11 +23,14 @@ from aula.models.whisper_tokens import SpecialTokens
 LANGUAGE = "en"
 
 
-def _memory() -> str:
-    """What this process holds, and the most that it held so far (while it compiled, say)."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{pages * resource.getpagesize() / 2**20:.0f} MB, {most:.0f} at the most"
+def _memory() -> dict[str, int]:
+    """Resident MB of this process: above what an interpreter takes that does nothing, and the most so far (while it
+    compiled, say)."""
+    ask = "print(open('/proc/self/statm').read().split()[1])"
+    bare = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) - int(bare)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"memory_mb": pages * resource.getpagesize() // 2**20, "most_memory_mb": most}
 
 
 class _Base:
@@ -43,7 +47,7 @@ class _Base:
         self.draft = [int(token) for token in inputs.get("draft", ())]
         self.ready()
         self.run()
-        return {**self.about, "memory": _memory(), "tokens": len(self.tokens)}
+        return {**self.about, **_memory(), "tokens": len(self.tokens)}
 
     def ready(self) -> None:
         pass
@@ -77,12 +81,17 @@ class Aula(_Base):
         self.config = WhisperConfig.from_checkpoint(Checkpoint(Path(folder)))
         self.tokenizer = WhisperTokenizer.open(Checkpoint(Path(folder)), self.config)
         self.sessions = open_sessions(bundle)
-        self.decoding = WhisperDecoding(self.config, *self.sessions[:2], steps=self.sessions[2:])
+        self.decoding = WhisperDecoding(self.config, *self.sessions)
         self.frames, self.rows = round(100 * context), rows
         engines = {part: bundle.engine(part) for part in ("encoder", "decoder")}
         self.about = {part: f"{engine.precision} on {engine.backend}" for part, engine in engines.items()}
         special = self.tokenizer.special
         self.prompt = special.prompt(special.languages[0] if special.multilingual else None)
+        # As it is served: warmed, and what only loading needed given back.
+        self.decoding.listen(np.zeros((self.config.num_mel_bins, 200), dtype=np.float32))
+        self.decoding.write(self.prompt, -1, limit=3)
+        for session in self.sessions:
+            session.settle()
 
     def ready(self) -> None:
         if self.rows:
@@ -98,12 +107,12 @@ class Aula(_Base):
         return list(written.tokens)
 
     def _in_rows(self) -> list[int]:
-        from aula.models.whisper_rows import WhisperRows
+        from aula.models.whisper_rows import Sound, WhisperRows
         from aula.models.whisper_text import Text
 
-        rows = WhisperRows(self.config, self.sessions[1], most=self.rows, steps=self.sessions[2:])
+        rows = WhisperRows(self.config, self.sessions[1], most=self.rows)
         texts = [Text(self.config, self.prompt, -1, limit=self.count) for _ in range(self.rows)]
-        rows.write_all((self.encoded, text) for text in texts)
+        rows.write_all((Sound(self.encoded), text) for text in texts)
         return list(texts[0].written().tokens)
 
     def _mel(self) -> Any:

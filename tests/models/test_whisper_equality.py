@@ -15,7 +15,7 @@ from aula.models.whisper import architecture, random_checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_reference import WhisperReference
-from aula.models.whisper_rows import WhisperRows
+from aula.models.whisper_rows import Sound, WhisperRows
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_text import Text
 from aula.models.whisper_tokens import suppression
@@ -58,7 +58,7 @@ def test_tokens_equal_the_references_alone_with_drafts_and_in_rows(case: tuple[C
     # 2. In rows.
     rows = WhisperRows(config, decoder, most=4)
     texts = [Text(config, prompt, END, limit=TOKENS) for _ in mels]
-    rows.write_all((encoder.run({"mel": mel[None]}), text) for mel, text in zip(mels, texts, strict=True))
+    rows.write_all((Sound(encoder.run({"mel": mel[None]})), text) for mel, text in zip(mels, texts, strict=True))
     assert [text.written().tokens for text in texts] == alone
     encoder.close()
     decoder.close()

@@ -18,7 +18,8 @@ class Rung:
     """One way to serve a capability. `load` runs in the thread named `worker`; rungs on one model share both.
 
     `device` (host, gpu0, gpu1 …) is where the model lies, `needs` says how many bytes it takes there. `forget` is
-    called after models were closed or lost: the next `load` must make new ones.
+    called after models were closed or lost: the next `load` must make new ones. `at_once`: how many streams its model
+    serves pass by pass (`Sharing`); others have their thread for themselves.
     """
 
     info: RungInfo
@@ -27,6 +28,7 @@ class Rung:
     device: str = "host"
     needs: Callable[[], int] | None = None
     forget: Callable[[], None] | None = None
+    at_once: int = 1
 
 
 class Unloadable(Exception):  # noqa: N818 - it carries the error that is told
