@@ -46,6 +46,7 @@ class _Base:
         self.count = int(inputs["tokens"])
         self.draft = [int(token) for token in inputs.get("draft", ())]
         self.ready()
+        self.rewind()
         self.run()
         return {**self.about, **_memory(), "tokens": len(self.tokens)}
 
@@ -68,7 +69,7 @@ class _Base:
 class Aula(_Base):
     """The engines of a bundle. `context` in seconds; `rows` texts of the same sound at once, encoded before."""
 
-    def __init__(self, store: str, key: str, folder: str, context: float, rows: int) -> None:
+    def __init__(self, store: str, key: str, folder: str, context: float, rows: int = 0) -> None:
         super().__init__()
         from aula.engine.store import Store
         from aula.models.checkpoints import Checkpoint
@@ -119,6 +120,47 @@ class Aula(_Base):
         from aula.models.whisper_mel import HOP, log_mel
 
         return log_mel(self.samples[: self.frames * HOP], self.config.num_mel_bins, self.frames)
+
+
+class Live(Aula):
+    """Streams as the runtime serves them: `streams` of the same sound whose clients commit at one moment, sharing
+    passes; with `paused` each was told of a pause before."""
+
+    def __init__(
+        self, store: str, key: str, folder: str, context: float, streams: int = 1, paused: bool = False
+    ) -> None:
+        super().__init__(store, key, folder, context)
+        from aula.core.clock import SystemClock
+        from aula.models.whisper_contexts import BUCKETS, Contexts
+        from aula.models.whisper_passes import WhisperPasses
+
+        self.count_of, self.paused, self.clock = streams, paused, SystemClock()
+        self.contexts = Contexts.of(self.config, 1.0, {bucket: max(bucket, context) for bucket in BUCKETS})
+        self.passes = WhisperPasses(self.config, *self.sessions, self.clock, most=max(1, streams))
+
+    def rewind(self) -> None:
+        from aula.models.whisper_hearing import HearingOptions, WhisperHearing
+        from aula.models.whisper_stream import StreamOptions, WhisperStream
+
+        # Made-up weights are never sure of what they say, and never come to an end.
+        options = HearingOptions(self.count, (0.0,), least_logprob=-1e9, most_compression=1e9)
+        hearing = WhisperHearing(self.config, self.decoding, self.tokenizer, self.contexts, options)
+        language = self.tokenizer.language_token(LANGUAGE)
+        self.streams = []
+        for _ in range(self.count_of):
+            stream = WhisperStream(hearing, self.clock, StreamOptions(language, partials=False))
+            stream.feed(self.samples)
+            if self.paused:
+                stream.pause(60.0)
+            self.streams.append(stream)
+
+    def write(self) -> list[int]:
+        texts: list[Any] = []
+        for stream in self.streams:
+            self.passes.begin(stream, stream.committing(), lambda value, _took: texts.append(value))
+        while self.passes.advance():
+            pass
+        return self.tokenizer.encode(texts[0].text)
 
 
 class Transformers(_Base):
@@ -212,7 +254,13 @@ class Genai(_Base):
 
 
 def make(order: dict[str, Any]) -> Competitor:
-    kinds = {"aula": Aula, "transformers": Transformers, "faster-whisper": FasterWhisper, "openvino-genai": Genai}
+    kinds = {
+        "aula": Aula,
+        "live": Live,
+        "transformers": Transformers,
+        "faster-whisper": FasterWhisper,
+        "openvino-genai": Genai,
+    }
     kind = order.pop("kind")
     made: Competitor = kinds[kind](**order)
     return made

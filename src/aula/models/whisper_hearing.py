@@ -26,10 +26,12 @@ LOOP = 24
 
 @dataclass(frozen=True, slots=True)
 class HearingOptions:
-    """`temperatures` in the order of attempts. Above `most_compression` (bytes of text over bytes of its zlib form) or
+    """A text has at most `most_tokens`; None for half of what the model has room for, as openai-whisper has it.
+    `temperatures` in the order of attempts. Above `most_compression` (bytes of text over bytes of its zlib form) or
     below `least_logprob` (mean over the tokens) the next is tried. Where nobody speaks with at least `silence`, and the
     text is below `least_logprob`, there is no text."""
 
+    most_tokens: int | None = None
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     most_compression: float = 2.4
     least_logprob: float = -1.0
@@ -144,7 +146,8 @@ class WhisperHearing:
             language, _ = yield FindLanguage(special.start)
         room = self.config.max_target_positions // 2 - 1
         prompt = special.prompt(language, timestamps=timestamps, before=list(before)[-room:])
-        return _Attempt(self.config, frames, language, prompt, special.end, timestamps)
+        limit = self._options.most_tokens or self.config.max_target_positions // 2
+        return _Attempt(self.config, frames, language, prompt, special.end, limit, timestamps)
 
     def _suspect(self, written: Written) -> bool:
         if self._silent(written):
@@ -182,14 +185,14 @@ class _Attempt:
     language: int | None
     prompt: list[int]
     end: int
+    limit: int
     timestamps: bool
 
     def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Write:
         choose: Choose | None = None
         if self.timestamps or temperature:
             choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
-        limit = self.config.max_target_positions // 2
-        return Write(self.prompt, self.end, limit, draft, choose, is_loop)
+        return Write(self.prompt, self.end, self.limit, draft, choose, is_loop)
 
 
 def is_loop(tokens: Sequence[int]) -> bool:
