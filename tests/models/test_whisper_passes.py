@@ -17,7 +17,7 @@ from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
-from aula.models.whisper_passes import WhisperPasses
+from aula.models.whisper_passes import HANDICAP, Listen, WhisperPasses
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_tokenizer import WhisperTokenizer
 from tests.models.whisper_thin_model import sessions_of, sound, thin_checkpoint
@@ -95,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {name: Model(tmp_path_factory.mktemp(name), name) for name in ("openvino", "onnxruntime")}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_streams_say_together_what_they_say_alone(models: dict[str, Model], data: st.DataObject) -> None:
     """With times or without, of any length, in a language that is told or found; whoever comes when."""
@@ -156,6 +156,22 @@ def test_whoever_only_brings_sound_does_not_wait_for_those_who_write(model: Mode
     assert listening in model.told
     assert writing not in model.told
     model.finish()
+
+
+def test_a_question_goes_before_a_caption_but_not_for_ever(model: Model) -> None:
+    ranks = {"caption": 2, **{f"question {number}": 0 for number in range(40)}}
+    listened: list[str] = []
+
+    def work(name: str) -> Generator[Any, Any, str]:
+        yield Listen(np.zeros((20, 200), np.float32))
+        listened.append(name)
+        return name
+
+    for name, rank in ranks.items():
+        model.passes.begin(name, work(name), lambda _value, _took: None, rank)
+    model.finish()
+    assert 2 * HANDICAP <= listened.index("caption") < 40
+    assert sorted(listened) == sorted(ranks)
 
 
 def test_a_streams_own_works_keep_their_order(model: Model) -> None:

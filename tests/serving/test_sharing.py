@@ -68,6 +68,7 @@ class Model:
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.log: list[str] = []
+        self.ranks: list[int] = []
         self.works: deque[tuple[Any, Callable[[Any, float], None]]] = deque()
         self.failure: Exception | None = None
         self.value: Any = Transcript("done", "en")
@@ -78,7 +79,8 @@ class Model:
     def start(self, request: TranscribeRequest, context: Context) -> Stream:
         return Stream(self, self.next_passes)
 
-    def begin(self, owner: Any, work: Any, ended: Callable[[Any, float], None]) -> bool:
+    def begin(self, owner: Any, work: Any, ended: Callable[[Any, float], None], rank: int = 0) -> bool:
+        self.ranks.append(rank)
         self.works.append((work, ended))
         return len(self.works) == 1
 
@@ -146,6 +148,22 @@ async def test_sound_is_taken_between_two_passes_of_others(clock: FakeClock) -> 
     assert (await feed).text == "so far"
     await work()
     assert commit.done()
+
+
+async def test_what_somebody_waits_for_goes_before_what_may_wait(clock: FakeClock) -> None:
+    model = Model(clock)
+    running = _runtime(model, clock)
+    streams = []
+    for tier in ("question", "caption"):
+        task = start(running, TRANSCRIBE, TranscribeRequest(), Context(tier=tier))
+        await work()
+        streams.append(task.result().value)
+    for stream in streams:
+        for call in (stream.feed(FRAME), stream.pause(1.0), stream.commit()):
+            task = asyncio.ensure_future(call)
+            await work()
+            await task
+    assert model.ranks == [1, 1, 0, 3, 3, 2]
 
 
 async def test_no_more_streams_than_the_model_has_rows(clock: FakeClock) -> None:

@@ -67,9 +67,11 @@ class Passes(Protocol):
     """What several streams ask of one model, done pass by pass in the model's thread: a stream that comes joins those
     that are under way."""
 
-    def begin(self, owner: object, work: Generator[Any, Any, Any], ended: Callable[[Any, float], None]) -> bool:
+    def begin(
+        self, owner: object, work: Generator[Any, Any, Any], ended: Callable[[Any, float], None], rank: int = 0
+    ) -> bool:
         """Whether somebody must begin to call `advance`. `ended` is told what the work came to, a value or an
-        exception, and the seconds that it took: of shared passes its part."""
+        exception, and the seconds that it took: of shared passes its part. The lower the `rank`, the sooner."""
         ...
 
     def advance(self) -> bool:

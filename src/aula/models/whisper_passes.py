@@ -2,7 +2,8 @@
 
 What a stream does is a generator: it yields what it asks for, and is sent the answer. So the same lines serve a stream
 that is alone (`alone`) and many that take turns (`WhisperPasses`): between two encodings everybody who writes gets a
-token, and whoever comes joins while the others go on.
+token, and whoever comes joins while the others go on. A question's final text goes before a caption's hypothesis, but
+nobody is passed over for ever.
 """
 
 from collections import deque
@@ -18,6 +19,9 @@ from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_rows import Sound, WhisperRows
 from aula.models.whisper_text import Text
+
+HANDICAP = 4
+"""Passes of others, asked for later, that go before one, for each rank."""
 
 Value = TypeVar("Value")
 
@@ -78,8 +82,9 @@ def alone(work: Work[Value], decoding: WhisperDecoding) -> Value:
 
 
 class _Job:
-    def __init__(self, owner: object, work: Work[Any], ended: Ended) -> None:
-        self.owner, self.work, self.ended = owner, work, ended
+    def __init__(self, owner: object, work: Work[Any], ended: Ended, rank: int) -> None:
+        self.owner, self.work, self.ended, self.rank = owner, work, ended, rank
+        self.turn = 0
         self.ask: Ask | None = None
         self.sound: Sound | None = None
         self.text: Text | None = None
@@ -97,24 +102,26 @@ class WhisperPasses:
         self._rows = WhisperRows(config, decoder, most=most)
         self._waiting: dict[object, deque[_Job]] = {}
         """By owner: the first is under way."""
-        self._ready: deque[_Job] = deque()
+        self._ready: list[_Job] = []
+        self._asked = 0
         self._writing: list[_Job] = []
         self._lent: Sound | None = None
         """It lies in the encoder's own memory, until the encoder runs again."""
 
-    def begin(self, owner: object, work: Work[Any], ended: Ended) -> bool:
-        """Whether nothing was under way, so that somebody must begin to call `advance`."""
+    def begin(self, owner: object, work: Work[Any], ended: Ended, rank: int = 0) -> bool:
+        """Whether nothing was under way, so that somebody must begin to call `advance`. The lower the `rank`, the
+        sooner it has its passes."""
         was_idle = not self._waiting
-        job = _Job(owner, work, ended)
+        job = _Job(owner, work, ended, rank)
         queue = self._waiting.setdefault(owner, deque())
         queue.append(job)
         if len(queue) == 1:
-            self._ready.append(job)
+            self._asks(job)
         return was_idle
 
     def advance(self) -> bool:
         """One pass for somebody who waits for it, and one token for all who write; False when nothing is left."""
-        while self._ready and not self._passes(self._ready.popleft()):
+        while self._ready and not self._passes(min(self._ready, key=lambda job: job.turn)):
             pass
         if self._writing:
             self._step()
@@ -147,20 +154,25 @@ class WhisperPasses:
         for job in [job for queue in self._waiting.values() for job in queue]:
             job.work.close()
             job.ended(error, job.took)
-        self._waiting, self._ready, self._writing = {}, deque(), []
+        self._waiting, self._ready, self._writing = {}, [], []
         self._rows = WhisperRows(self._config, self._decoder, most=self._most)
+
+    def _asks(self, job: _Job) -> None:
+        self._asked += 1
+        job.turn = self._asked + HANDICAP * job.rank
+        self._ready.append(job)
 
     def _passes(self, job: _Job) -> bool:
         """Let it have what it asked for, up to its next ask. Whether that took a pass."""
         if isinstance(job.ask, Write) and self._rows.is_full:
-            self._ready.appendleft(job)
             return True
+        self._ready.remove(job)
         asked, began = job.ask, self._clock.now()
         try:
             answer = self._answered(job)
             if job.text is None:
                 job.ask = job.work.send(answer)
-                self._ready.append(job)
+                self._asks(job)
         except StopIteration as end:
             self._end(job, end.value, self._clock.now() - began)
         except Exception as error:
@@ -214,7 +226,7 @@ class WhisperPasses:
         written, job.text = job.text.written(), None
         try:
             job.ask = job.work.send(written)
-            self._ready.append(job)
+            self._asks(job)
         except StopIteration as end:
             self._end(job, end.value)
         except Exception as error:
@@ -224,7 +236,7 @@ class WhisperPasses:
         queue = self._waiting[job.owner]
         queue.popleft()
         if queue:
-            self._ready.append(queue[0])
+            self._asks(queue[0])
         else:
             del self._waiting[job.owner]
         job.work.close()

@@ -240,7 +240,8 @@ class Group:
             else:
                 payloads = [ticket.payload.payload for ticket in batch.tickets]
                 if task.work is not None and hasattr(place.model, "passes"):
-                    self._share(loop, batch, place, task.work(*payloads))
+                    rank = list(self.scheduler.queue.tiers).index(batch.tickets[0].tier)
+                    self._share(loop, batch, place, task.work(*payloads), 2 * rank + (not task.is_last))
                     return
                 came.values = attempt(task, place.model, payloads)
             came.took_ms = 1e3 * (self.clock.now() - start)
@@ -254,7 +255,9 @@ class Group:
             came.error = EngineError(f"{place.name} ended with {error!r}", next_step="run: aula doctor")
         tell(loop, self._came_back, batch, place, came)
 
-    def _share(self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place, work: tuple[Any, Any]) -> None:
+    def _share(
+        self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place, work: tuple[Any, Any], rank: int
+    ) -> None:
         """In the place's thread: it goes on beside others."""
         passes, thread = place.model.passes, place.thread
 
@@ -272,7 +275,7 @@ class Group:
             except Exception as error:  # a defect of the model's: nobody may wait for ever
                 passes.close(error)
 
-        if passes.begin(*work, ended):
+        if passes.begin(*work, ended, rank):
             go_on()
 
     def _came_back(self, batch: Batch, place: Place, came: _Came) -> None:

@@ -40,13 +40,15 @@ Work = Generator[Any, Any, Any]
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """`run` gives a value for each payload. `buckets`: greatest size of each, and its guessed cost beside the least.
-    `work`: the same for one payload of a model that is shared pass by pass: the stream, and what it has to do."""
+    `work`: the same for one payload of a model that is shared pass by pass: the stream, and what it has to do.
+    `is_last`: somebody waits for what a stream comes to."""
 
     name: str
     run: Callable[[Any, Sequence[Any]], Sequence[Any]]
     buckets: Mapping[int, float]
     most: Callable[[Any], int] = lambda _: 1
     work: Callable[[Any], tuple[Any, Work]] | None = None
+    is_last: bool = False
 
 
 def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
@@ -166,7 +168,7 @@ DETECT_CHUNK = Task("detect.chunk", _detect, SOUND)
 TRANSCRIBE = Task("transcribe", _start, ONCE)
 TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND, work=_hearing)
 TRANSCRIBE_PAUSE = Task("transcribe.pause", _pause, ONCE, work=_pausing)
-TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE, work=_committing)
+TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE, work=_committing, is_last=True)
 SPEAK = Task("speak", _speak, ONCE)
 SPEAK_CHUNK = Task("speak.chunk", _sound, ONCE)
 
