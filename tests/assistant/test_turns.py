@@ -82,6 +82,24 @@ class WordByWord:
 
 
 @dataclass
+class Pausing(WordByWord):
+    """Has its final text once a pause is 0.3 s long."""
+
+    pauses: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    def feed(self, samples: Float32) -> Partial:
+        self.samples += len(samples)
+        return super().feed(samples)
+
+    def pause(self, seconds: float) -> Partial:
+        self.pauses.append(seconds)
+        settled = seconds >= 0.3
+        text = self.final if settled and self.final is not None else self.text
+        return Partial(text, settled=settled)
+
+
+@dataclass
 class Echo:
     """Answers a question with itself; one sample of sound a letter."""
 
@@ -180,6 +198,25 @@ async def test_a_draft_that_the_final_transcript_contradicts_never_leaves() -> N
     assert dialogue.prepared[-1] == "what is inertia"
     assert dialogue.confirmed == ["what is inertia"]
     assert dialogue.released == len(dialogue.prepared) - 1
+
+
+async def test_a_pause_is_time_for_the_final_text_and_its_answer() -> None:
+    transcriber = Pausing(final="what is inertia")
+    reply, dialogue = await _turn(transcriber, _frames(500, loud=True) + _frames(600, loud=False))
+    assert reply.drafted, "though no partial ever said so"
+    assert dialogue.confirmed == ["what is inertia"]
+    assert dialogue.prepared.count("what is inertia") == 1
+    assert [seconds < 0.3 for seconds in transcriber.pauses] == [True] * (len(transcriber.pauses) - 1) + [False]
+    assert transcriber.samples <= 16 * (500 + 32 + 200), "quiet is held back"
+
+
+async def test_speech_that_goes_on_after_a_pause_is_heard_whole() -> None:
+    frames = _frames(300, loud=True) + _frames(500, loud=False) + _frames(200, loud=True) + _frames(400, loud=False)
+    transcriber = Pausing()
+    reply, _ = await _turn(transcriber, frames)
+    assert reply.transcript.text == "what is the terminal velocity"
+    assert transcriber.samples >= 16 * (300 + 500 + 200), "the pause is sound too"
+    assert sum(seconds >= 0.3 for seconds in transcriber.pauses) == 2, "each pause is settled once"
 
 
 async def test_a_draft_that_broke_is_made_again_and_told_to_nobody() -> None:

@@ -5,6 +5,9 @@ looked up, answered and spoken, and the sound is held back. At the commit the fi
 words, and the held sound is released; other words, and the draft is thrown away and everything runs again. Nothing
 made before the commit leaves the turn without that confirmation (a draft carries its generation, and only the
 latest generation can be released).
+
+While speech pauses, sound is held back from a recogniser that makes use of pauses: it makes its final text then, and
+has it ready if the commit comes. If speech goes on, what was held back comes first.
 """
 
 import asyncio
@@ -32,6 +35,9 @@ from aula.core.types import (
     Transcript,
 )
 from aula.runtime import LiveDetection, LiveTranscription, Runtime
+
+TAIL_MS = 200
+"""Of quiet after speech, which a recogniser hears in any case: a soft last sound may lie there."""
 
 
 class TurnState(StrEnum):
@@ -115,6 +121,7 @@ class Turn:
         self._transcribed_samples = 0
         self._partial = ""
         self._still_samples = 0
+        self._is_settled = False
         self._generation = 0
         self._draft: _Draft | None = None
         self._committed = self._transcribed = 0.0
@@ -161,14 +168,17 @@ class Turn:
             return
         events = [self._endpointer.feed(probability) for probability in await self._detection.feed(samples)]
         silent = self._endpointer.state in (SpeechState.SILENCE, SpeechState.STARTING)
-        if not silent and self._lead:
+        pausing = self._transcription.takes_pauses and self._endpointer.paused_ms > TAIL_MS
+        if not (silent or pausing) and self._lead:
             samples = np.concatenate([*self._lead, samples])
             self._lead.clear()
         self._speech_started |= any(isinstance(event, SpeechStarted) for event in events)
-        if silent:
-            self._remember(samples)
+        if silent or pausing:
+            self._remember(samples, all_of_it=not silent)
         else:
             await self._transcribe(samples)
+        if pausing and not self._is_settled:
+            await self._pause()
 
     async def commit(self) -> Reply:
         """The student has finished. Returns when the first sound of the answer is ready to leave.
@@ -242,9 +252,12 @@ class Turn:
         if self._state is not state:
             raise RuntimeError(f"{call}() needs a turn that is {state}; this one is {self._state}")
 
-    def _remember(self, samples: Float32) -> None:
-        """Keep the last moments before speech, since its first sound is softer than the threshold."""
+    def _remember(self, samples: Float32, *, all_of_it: bool) -> None:
+        """Keep the last moments before speech, since its first sound is softer than the threshold; of a pause that is
+        no silence yet all."""
         self._lead.append(samples)
+        if all_of_it:
+            return
         endpointing = self._options.endpointing
         room = (endpointing.lead_ms + endpointing.start_ms) * SPEECH_RATE // 1000
         while sum(map(len, self._lead)) - len(self._lead[0]) >= room:
@@ -257,6 +270,7 @@ class Turn:
                 f"the question is longer than {self._options.max_seconds:g} seconds",
                 next_step="cut it to the question itself, or raise question.max_seconds",
             )
+        self._is_settled = False
         partial = await self._transcription.feed(samples)
         if partial.text != self._partial:
             self._partial = partial.text
@@ -266,6 +280,13 @@ class Turn:
         still_long_enough = 1000 * self._still_samples >= self._options.draft_after_ms * SPEECH_RATE
         if self._partial and still_long_enough and (self._draft is None or self._draft.text != self._partial):
             await self._start_draft(self._partial)
+
+    async def _pause(self) -> None:
+        """The recogniser may have its final text; the answer to that need not wait for it to hold still."""
+        partial = await self._transcription.pause(self._endpointer.paused_ms / 1000)
+        self._is_settled, self._partial = partial.settled, partial.text
+        if partial.settled and partial.text and (self._draft is None or self._draft.text != partial.text):
+            await self._start_draft(partial.text)
 
     async def _start_draft(self, text: str) -> None:
         await self._discard_draft()

@@ -22,12 +22,14 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
 def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
     """Every Whisper at hand, the best first, and PocketSphinx."""
     from aula.models import sphinx, whisper_transcriber
+    from aula.models.whisper import MOST_ROWS
 
     def whisper(place: whisper_transcriber.Place) -> Rung:
         return Rung(
             place.info,
             "transcribe",
             lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
+            at_once=MOST_ROWS,
         )
 
     return [

@@ -1,12 +1,14 @@
 """Rungs that share workers, and the one scheduler before them. Only the event loop's thread calls the scheduler.
 
 A batch goes to its rung's thread, which loads the model if it must, and comes back as a call in the loop. Nothing
-waits for a timer: the alarm guards (a hang, a deadline long past) and sends canaries.
+waits for a timer: the alarm guards (a hang, a deadline long past) and sends canaries. Where a model's streams share
+passes several batches are in its thread at once, each a stream's; between two passes the thread takes what came.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -97,12 +99,14 @@ class Group:
         self._hopes: set[asyncio.Future[None]] = set()
         self._is_closed = False
         self._bells: dict[Batch, Bell] = {}
-        self._making_room: set[asyncio.Task[None]] = set()
+        self._making_room: dict[Place, asyncio.Task[None]] = {}
         self._alarm = alarm
         self._armed = math.inf
         self._telemetry = telemetry
         self._usage = usage
-        workers = dict.fromkeys((place.rung.worker for place in places), 1)
+        workers: dict[str, int] = {}
+        for rung in (place.rung for place in places):
+            workers[rung.worker] = max(workers.get(rung.worker, 1), rung.at_once)
         queue = Queue(rules.shares, rules.weights)
         self.scheduler = Scheduler(self._start, self.ways.canaries, clock, workers=workers, queue=queue, quotas=quotas)
 
@@ -234,7 +238,7 @@ class Group:
         self._stop_hoping()
         for tier in self.scheduler.queue.tiers.values():
             self._cancel(tier.waiting())
-        await asyncio.gather(*self._making_room, return_exceptions=True)
+        await asyncio.gather(*self._making_room.values(), return_exceptions=True)
 
     def tend(self) -> None:
         """See to it that the next canary is sent. One that is due and waits for its worker needs no alarm: whoever
@@ -249,25 +253,33 @@ class Group:
         place = (job and job.place) or self.places[self.ways.ladder_of(batch.route), batch.rung]
         for ticket in batch.tickets:
             ticket.payload.ran = place
-        loop = asyncio.get_running_loop()
-        if place.model is None and self.residence.needs_room(place):
-            making = loop.create_task(self._room_then_work(batch, place))
-            self._making_room.add(making)
-            making.add_done_callback(self._making_room.discard)
-        else:
-            place.thread.post(partial(self._work, loop, batch, place))
-            if place.model is not None:
-                self._guard(batch, place)
         place.running += 1
+        making = self._making_room.get(place)
+        if making is None and place.model is None and place.running == 1 and self.residence.needs_room(place):
+            making = asyncio.get_running_loop().create_task(self.residence.make_room(place))
+            self._making_room[place] = making
+            making.add_done_callback(lambda _: self._making_room.pop(place, None))
+        if making is not None:
+            making.add_done_callback(partial(self._room_made, batch, place))
+            return
+        place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
+        if place.model is not None:
+            self._guard(batch, place)
 
-    async def _room_then_work(self, batch: Batch, place: Place) -> None:
-        try:
-            await self.residence.make_room(place)
-            place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
-        except AulaError as error:
+    def _room_made(self, batch: Batch, place: Place, making: "asyncio.Task[None]") -> None:
+        error = asyncio.CancelledError() if making.cancelled() else making.exception()
+        if error is None:
+            try:
+                place.thread.post(partial(self._work, asyncio.get_running_loop(), batch, place))
+                return
+            except RuntimeError as ended:
+                error = ended
+        # Whoever waits must hear of it, also where the thread has ended.
+        if isinstance(error, AulaError):
             self._came_back(batch, place, _Came(unloadable=error))
-        except Exception as error:  # the thread has ended: whoever waits must hear of it all the same
-            self._came_back(batch, place, _Came(error=error))
+        else:
+            told = error if isinstance(error, Exception) else EngineError(repr(error), next_step="run: aula doctor")
+            self._came_back(batch, place, _Came(error=told))
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place) -> None:
         """In the place's thread."""
@@ -283,6 +295,10 @@ class Group:
                 canary(place.capability, place.model, place.language)
             else:
                 payloads = [ticket.payload.payload for ticket in batch.tickets]
+                if task.work is not None and hasattr(place.model, "passes"):
+                    rank = list(self.scheduler.queue.tiers).index(batch.tickets[0].tier)
+                    self._share(loop, batch, place, task.work(*payloads), 2 * rank + (not task.is_last))
+                    return
                 with work_until(self.clock, _latest(batch)):
                     came.values = attempt(task, place.model, payloads)
             came.took_ms = 1e3 * (self.clock.now() - start)
@@ -295,6 +311,29 @@ class Group:
         except BaseException as error:  # a model that calls exit ends its own request alone
             came.error = EngineError(f"{place.name} ended with {error!r}", next_step="run: aula doctor")
         tell(loop, self._came_back, batch, place, came)
+
+    def _share(
+        self, loop: asyncio.AbstractEventLoop, batch: Batch, place: Place, work: tuple[Any, Any], rank: int
+    ) -> None:
+        """In the place's thread: it goes on beside others."""
+        passes, thread = place.model.passes, place.thread
+
+        def ended(value: Any, took_s: float) -> None:
+            tell(loop, self._came_back, batch, place, _Came(values=[value], took_ms=1e3 * took_s))
+
+        def go_on() -> None:
+            # Behind what came meanwhile. A thread that ends takes nothing more, and its last passes are made at once.
+            try:
+                while passes.advance():
+                    if not thread.is_ending:
+                        with suppress(RuntimeError):
+                            thread.post(go_on)
+                            return
+            except Exception as error:  # a defect of the model's: nobody may wait for ever
+                passes.close(error)
+
+        if passes.begin(*work, ended, rank):
+            go_on()
 
     def _came_back(self, batch: Batch, place: Place, came: _Came) -> None:
         bell = self._bells.pop(batch, None)
@@ -386,9 +425,13 @@ class Group:
         place.broke(error)
         lost, fresh = place.thread, WorkerThread(place.rung.worker)
         lost.lose()
+        with_it = [other for other in self._bells if _place_of(other) is place]
         self.residence.abandon(lost, fresh)
         batch.route.ladder.hung(batch.rung)
-        self.scheduler.finished(batch, error=error)
+        for one in (batch, *with_it):
+            if (bell := self._bells.pop(one, None)) is not None:
+                self._alarm.take_back(bell)
+            self.scheduler.finished(one, error=error)
         self.tend()
 
     def _count(self, batch: Batch, place: Place, took_ms: float) -> None:
@@ -433,6 +476,11 @@ def _latest(batch: Batch) -> float | None:
 def _settle(hope: "asyncio.Future[None]") -> None:
     if not hope.done():
         hope.set_result(None)
+
+
+def _place_of(batch: Batch) -> Place | None:
+    job: Job | None = batch.tickets[0].payload if batch.tickets else None
+    return None if job is None else job.ran
 
 
 def _is_stream(ticket: Ticket, value: Any) -> bool:

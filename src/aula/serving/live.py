@@ -14,6 +14,7 @@ from aula.serving.tasks import (
     SPEAK_CHUNK,
     TRANSCRIBE_CHUNK,
     TRANSCRIBE_COMMIT,
+    TRANSCRIBE_PAUSE,
     Task,
     checked_samples,
 )
@@ -73,6 +74,16 @@ class LiveTranscription(_Live):
     async def feed(self, samples: Float32) -> Partial:
         samples = checked_samples(samples)
         partial: Partial = await self._do(TRANSCRIBE_CHUNK, max(1, len(samples)), (self._stream, samples))
+        return partial
+
+    @property
+    def takes_pauses(self) -> bool:
+        """Whether the rung makes use of pauses, and sound may be held back from it while speech pauses."""
+        return hasattr(self._stream, "pause")
+
+    async def pause(self, seconds: float) -> Partial:
+        """Speech has paused for so long. Only where `takes_pauses`."""
+        partial: Partial = await self._do(TRANSCRIBE_PAUSE, 1, (self._stream, seconds))
         return partial
 
     async def commit(self) -> Transcript:

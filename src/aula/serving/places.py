@@ -22,6 +22,7 @@ class Rung:
     `device` (host, gpu0, gpu1 …) is where the model lies, `needs` says how many bytes it takes there. `forget` is
     called after models were closed or lost: the next `load` must make new ones. `engine` is what an engine that is
     served as it is takes and gives: rungs of engines of one name stand in one ladder, which is that name's alone.
+    `at_once`: how many streams its model serves pass by pass (`Sharing`); others have their thread for themselves.
     """
 
     info: RungInfo
@@ -31,6 +32,7 @@ class Rung:
     needs: Callable[[], int] | None = None
     forget: Callable[[], None] | None = None
     engine: EngineInfo | None = None
+    at_once: int = 1
 
     @property
     def ladder(self) -> str:

@@ -1,7 +1,7 @@
 """One kind of work for each call of a capability: how large it is, how it is run, and a try of it that harms nobody."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,21 @@ PROBE_TEXT = "What is inertia, and why does a book on a table stay where it is? 
 PROBE_WORDS = ("what is a force", "one two three")
 
 
+Work = Generator[Any, Any, Any]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """`run` gives a value for each payload. `buckets`: greatest size of each, and its guessed cost beside the least."""
+    """`run` gives a value for each payload. `buckets`: greatest size of each, and its guessed cost beside the least.
+    `work`: the same for one payload of a model that is shared pass by pass: the stream, and what it has to do.
+    `is_last`: somebody waits for what a stream comes to."""
 
     name: str
     run: Callable[[Any, Sequence[Any]], Sequence[Any]]
     buckets: Mapping[int, float]
     most: Callable[[Any], int] = lambda _: 1
+    work: Callable[[Any], tuple[Any, Work]] | None = None
+    is_last: bool = False
 
 
 def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
@@ -122,6 +129,28 @@ def _hear(_model: Any, payloads: Sequence[tuple[Any, Float32]]) -> list[Any]:
     return [_expect(stream.feed(samples), Partial) for stream, samples in payloads]
 
 
+def _pause(_model: Any, payloads: Sequence[tuple[Any, float]]) -> list[Any]:
+    return [_expect(stream.pause(seconds), Partial) for stream, seconds in payloads]
+
+
+def _hearing(payload: tuple[Any, Float32]) -> tuple[Any, Work]:
+    stream, samples = payload
+    return stream, _expected(stream.feeding(samples), Partial)
+
+
+def _pausing(payload: tuple[Any, float]) -> tuple[Any, Work]:
+    stream, seconds = payload
+    return stream, _expected(stream.pausing(seconds), Partial)
+
+
+def _committing(stream: Any) -> tuple[Any, Work]:
+    return stream, _expected(stream.committing(), Transcript)
+
+
+def _expected(work: Work, kind: type) -> Work:
+    return _expect((yield from work), kind)
+
+
 def _commit(_model: Any, payloads: Sequence[Any]) -> list[Any]:
     return [_expect(stream.commit(), Transcript) for stream in payloads]
 
@@ -146,15 +175,16 @@ UNDERSTAND = Task("understand", _understand, TEXTS, _many_at_once)
 DETECT = Task("detect", _start, ONCE)
 DETECT_CHUNK = Task("detect.chunk", _detect, SOUND)
 TRANSCRIBE = Task("transcribe", _start, ONCE)
-TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND)
-TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE)
+TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND, work=_hearing)
+TRANSCRIBE_PAUSE = Task("transcribe.pause", _pause, ONCE, work=_pausing)
+TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE, work=_committing, is_last=True)
 SPEAK = Task("speak", _speak, ONCE)
 SPEAK_CHUNK = Task("speak.chunk", _sound, ONCE)
 INFER = Task("infer", infer, ELEMENTS, lambda model: max(1, model.max_batch))
 
 TASKS: Mapping[Capability, tuple[Task, ...]] = {
     Capability.DETECT: (DETECT, DETECT_CHUNK),
-    Capability.TRANSCRIBE: (TRANSCRIBE, TRANSCRIBE_CHUNK, TRANSCRIBE_COMMIT),
+    Capability.TRANSCRIBE: (TRANSCRIBE, TRANSCRIBE_CHUNK, TRANSCRIBE_PAUSE, TRANSCRIBE_COMMIT),
     Capability.UNDERSTAND: (UNDERSTAND,),
     Capability.EMBED: (EMBED,),
     Capability.SPEAK: (SPEAK, SPEAK_CHUNK),
