@@ -14,6 +14,7 @@ import random
 import tempfile
 import tracemalloc
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,10 @@ async def _main(messages: int, seed: int) -> None:
             await attack(door, 300, seed + 1)  # what is made once is made before memory is looked at
             tracemalloc.start()
             outcome = await attack(door, messages, seed)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):  # streams of turns that were left are closed in their own threads
+                    while door.transcriber.opened > door.transcriber.closed:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
             print(f"{outcome.sent} messages, seed {seed}; memory grew by {outcome.grown_kb:.0f} KiB")
             for name, count in (outcome.events + outcome.codes).most_common():
                 print(f"  {count:7d}  {name}")
