@@ -19,6 +19,7 @@ from aula.cli.export import export
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
+from aula.cli.serve import serve_command
 from aula.cli.simulate import simulate
 from aula.cli.transcribe import transcribe
 
@@ -36,6 +37,7 @@ Exit codes:
   9   storage: no permission, no space, a damaged library
   10  the deadline passed
   11  too busy: refused before it was tried
+  12  no key, or none that opens this door
   130 interrupted (Ctrl-C)
 """
 
@@ -53,6 +55,7 @@ def cli() -> None:
       aula demo                            three spoken questions, answered aloud
       aula ask --text "What is inertia?"   one typed question
       aula course add lecture.pdf          your own course
+      aula serve                           for the clients and pages of a school
     """
 
 
@@ -72,6 +75,7 @@ for command in (
     bench,
     simulate,
     remove,
+    serve_command,
 ):
     # click keeps the help option of whoever is asked first, alone or as a part of the group.
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])
