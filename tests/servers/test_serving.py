@@ -75,9 +75,11 @@ async def test_beyond_loopback_keys_are_needed_or_a_word(tmp_path: Path) -> None
         with pytest.raises(SettingsError, match="there are no keys"):
             async with open_doors(house):
                 pass
-    async with small_house(tmp_path, serve__host="0.0.0.0", serve__without_keys=True) as (house, _):
-        async with open_doors(house) as address:
-            assert address.is_open
+    async with (
+        small_house(tmp_path, serve__host="0.0.0.0", serve__without_keys=True) as (house, _),
+        open_doors(house) as address,
+    ):
+        assert address.is_open
 
 
 async def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
 from aula.cli.export import export
+from aula.cli.key import key
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
@@ -76,6 +77,7 @@ for command in (
     simulate,
     remove,
     serve_command,
+    key,
 ):
     # click keeps the help option of whoever is asked first, alone or as a part of the group.
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])

@@ -79,6 +79,8 @@ class Doorman(Protocol):
 class EveryoneIsLocal:
     """No keys: for one machine's own use, on loopback alone."""
 
+    is_open = True
+
     def admit(self, connection: HTTPConnection, ability: str) -> Caller:
         return noted(connection, Caller().at(connection, ability))
 

@@ -39,6 +39,7 @@ class Front:
             await self._app(scope, receive, send)
             return
         visit = _Visit(scope, self._clock.now())
+        scope[DEPARTURES] = []
         headers = dict(scope["headers"])
         answer = self._refused(scope, headers)
         metered = Metered(self._limits, self._clock, receive, send, _abort_of(scope))
@@ -73,7 +74,6 @@ class Front:
             log_request(visit.told(scope, self._clock.now(), metered))
 
     async def _open(self, scope: Scope, receive: Receive, send: Send, visit: "_Visit") -> None:
-        scope[DEPARTURES] = []
         try:
             if scope["method"] not in _SAFE and scope["path"].startswith(("/v1", "/v2")):
                 with self._house.traffic.turn():

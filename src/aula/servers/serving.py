@@ -24,8 +24,8 @@ from aula.core.types import Context
 from aula.runtime import open_runtime
 from aula.servers import kserve
 from aula.servers.app import build_app
-from aula.servers.callers import EveryoneIsLocal
 from aula.servers.house import House
+from aula.servers.keys import KeyedDoorman, KeyStore
 from aula.servers.logs import log_notice, log_warning
 from aula.servers.notices import notify_systemd
 from aula.servers.origins import Origins
@@ -87,7 +87,7 @@ async def serve(
     not without keys, and what warming raises: a server that can answer nothing does not begin."""
     stop = stop or asyncio.Event()
     async with open_runtime(settings, progress=progress) as runtime:
-        house = House(runtime, settings, EveryoneIsLocal())
+        house = House(runtime, settings, KeyedDoorman(KeyStore.from_settings(settings), runtime.clock))
         with _heard_signals(stop):
             async with open_doors(house, warm=lambda: _warm_up(house)) as address:
                 log_notice("ready", address=address.http)
@@ -104,7 +104,7 @@ async def open_doors(house: House, *, warm: Callable[[], Awaitable[None]] | None
     while /livez answers already."""
     settings = house.settings
     host = settings.text("serve.host")
-    is_open = isinstance(house.doorman, EveryoneIsLocal)
+    is_open = bool(getattr(house.doorman, "is_open", False))
     if is_open and not is_loopback(host) and not settings.flag("serve.without_keys"):
         raise SettingsError(
             f"{host} can be reached from elsewhere, and there are no keys: whoever comes could ask anything",
