@@ -15,7 +15,7 @@ from aula.assistant.courses import Course
 from aula.assistant.languages import sentences
 from aula.assistant.packs import EMBEDDED_LANGUAGES
 from aula.assistant.phrases import phrase
-from aula.assistant.retrieval import Retriever
+from aula.assistant.retrieval import Hit, Retriever
 from aula.assistant.voice import Sound, Voice
 from aula.core.errors import NoRungError, OverloadError, UnsupportedLanguageError
 from aula.core.settings import Settings
@@ -62,6 +62,8 @@ class Prepared:
     rate: int
     first: Int16 | None
     sound: Sound | None
+    hits: tuple[Hit, ...] = ()
+    """The passages that were found for it, best first."""
 
     async def audio(self) -> AsyncIterator[Int16]:
         """int16 chunks at `rate`; none where nothing on this machine speaks the language."""
@@ -141,6 +143,7 @@ class Dialogue:
         understanding: Understanding = understood.value
         answer = self._own_answer(understanding, context)
         at_retrieved = at_understood
+        hits: list[Hit] = []
         if answer is None:
             embedding = understanding.embedding if context.language in EMBEDDED_LANGUAGES else None
             hits = self._retriever.search(question, context.language, embedding)
@@ -161,7 +164,9 @@ class Dialogue:
             "answer": 1000 * (at_answered - at_retrieved),
         }
         rungs = {Capability.UNDERSTAND.value: understood.rung}
-        return await self._speak(answer, context, rungs, timings)
+        prepared = await self._speak(answer, context, rungs, timings)
+        prepared.hits = tuple(hits)
+        return prepared
 
     async def prepare_unclear(self, context: Context) -> Prepared:
         """What is said when the words could not be made out."""

@@ -8,6 +8,7 @@ from aula.assistant.packs import open_course
 from aula.core.settings import Settings
 from aula.runtime import Runtime
 from aula.servers.callers import Doorman
+from aula.servers.traffic import Traffic
 from aula.servers.turn_log import TurnLog
 
 
@@ -17,6 +18,7 @@ class House:
     settings: Settings
     doorman: Doorman
     turns: TurnLog = field(default_factory=TurnLog)
+    traffic: Traffic = field(default_factory=Traffic)
     _courses: dict[str, "asyncio.Task[Course]"] = field(default_factory=dict)
 
     async def course(self, name: str | None = None) -> Course:

@@ -1,5 +1,6 @@
 """Streams. Opening one was let in; every later chunk waits its turn, is billed to its tenant and meets its deadline."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,7 +45,8 @@ class _Live:
         if self._thread.is_lost or not hasattr(self._stream, "close"):
             return
         try:
-            await self._thread.call(self._stream.close)
+            # A server cancels whoever served a client that went away; the stream must be closed all the same.
+            await asyncio.shield(asyncio.ensure_future(self._thread.call(self._stream.close)))
         except BackendError:
             if not self._thread.is_lost:
                 raise
