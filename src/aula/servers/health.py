@@ -7,11 +7,12 @@ Ready is what a real run says, not a flag: each capability is tried from end to 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from aula.core.errors import AulaError
@@ -27,6 +28,7 @@ from aula.core.types import (
     TranscribeRequest,
 )
 from aula.runtime import Runtime
+from aula.servers.describing import Answer, Operation
 from aula.servers.faults import refusal
 from aula.servers.house import House
 from aula.serving.rules import HOUSE
@@ -126,31 +128,67 @@ _TRIALS: Mapping[Capability, Callable[[Runtime, Context], Awaitable[Outcome]]] =
 }
 
 
+class Condition(Struct):
+    """One capability, as its last trial found it."""
+
+    ok: bool
+    rung: str | None
+    ms: float
+    error: str | UnsetType = UNSET
+
+
+class Readiness(Struct):
+    """`why` says what keeps it from serving, where that is not a capability."""
+
+    ready: bool
+    why: str | UnsetType = UNSET
+    capabilities: dict[str, Condition] | UnsetType = UNSET
+
+
+class PlainFault(Struct):
+    error: dict[str, str]
+
+
+OPERATIONS = (
+    Operation("GET", "/livez", "Whether the process lives.", None, (Answer("text/plain"),)),
+    Operation(
+        "GET",
+        "/readyz",
+        "Whether it can serve now: every capability is tried by a real run, now and then.",
+        None,
+        (Answer(kind=Readiness),),
+        unwell=Answer(kind=Readiness, what="it cannot"),
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        "Every figure, for Prometheus.",
+        "operate",
+        (Answer("text/plain"),),
+        fault=PlainFault,
+    ),
+)
+
+
 def routes(house: House) -> list[BaseRoute]:
     """Every route of this door."""
     canaries = Canaries(house.runtime, house.settings.number("serve.canary_seconds"))
+
+    def _told(readiness: Readiness) -> Response:
+        return Response(msgspec.json.encode(readiness), 200 if readiness.ready else 503, media_type="application/json")
 
     async def live(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def ready(_request: Request) -> Response:
-        told: dict[str, Any] = {"ready": False}
-        if house.traffic.is_closing:
-            return JSONResponse({**told, "why": "closing"}, 503)
-        if not house.traffic.is_warm:
-            return JSONResponse({**told, "why": "warming up"}, 503)
+        if house.traffic.is_closing or not house.traffic.is_warm:
+            return _told(Readiness(False, "closing" if house.traffic.is_closing else "warming up"))
         tried = await canaries.report()
-        told["ready"] = all(one.ok for one in tried.values())
-        told["capabilities"] = {
-            str(capability): {
-                "ok": one.ok,
-                "rung": one.rung,
-                "ms": round(one.ms, 3),
-                **({"error": one.error} if one.error else {}),
-            }
+        found = {
+            str(capability): Condition(one.ok, one.rung, round(one.ms, 3), one.error or UNSET)
             for capability, one in tried.items()
         }
-        return JSONResponse(told, 200 if told["ready"] else 503)
+        return _told(Readiness(all(one.ok for one in tried.values()), capabilities=found))
 
     async def metrics(request: Request) -> Response:
         try:

@@ -3,6 +3,7 @@
 shapes.py          records that travel
 wire.py            bytes to records, errors in OpenAI's shape, server-sent events
 models.py          which names mean what
+operations.py      what /docs says of them
 chat.py  transcriptions.py  speech.py  embeddings.py   an endpoint each
 """
 
@@ -12,9 +13,12 @@ from aula.servers.house import House
 from aula.servers.openai.chat import Chat
 from aula.servers.openai.embeddings import Embeddings
 from aula.servers.openai.models import Models
+from aula.servers.openai.operations import OPERATIONS
 from aula.servers.openai.speech import Speech
 from aula.servers.openai.transcriptions import Transcriptions
 from aula.servers.openai.wire import guarded
+
+__all__ = ["OPERATIONS", "routes"]
 
 
 def routes(house: House) -> list[BaseRoute]:
