@@ -163,18 +163,21 @@ class Runtime:
         run. Raises ModelNotFoundError for a name that `engines` does not tell, InputError for tensors that the engine
         does not take, and what `submit` raises."""
         with self._let_in(Capability.INFER, context) as traced:
-            able = [place for place in self._places() if place.rung.engine and place.rung.engine.name == name]
-            if not able:
-                raise ModelNotFoundError(
-                    f"there is no engine {str(name)[:80]!r} here",
-                    available=[engine.name for engine in self.engines()],
-                    next_step="name one of these, or serve it: set engines = name=bundle",
-                )
+            able = self._engine_places(name)
             tensors = checked_tensors(next(engine for engine in self.engines() if engine.name == name), inputs)
             outcome = await self._serve(INFER, [(size_of(tensors), tensors)], tensors, context, able)
             traced.tell(engine=name, rung=outcome.rung, why=str(outcome.why))
             made: Tensors = outcome.value
             return made
+
+    async def load(self, name: str) -> None:
+        """Load the best rung that can be of an engine that `infer` serves. Raises ModelNotFoundError, NoRungError where
+        none can be, SettingsError and StorageError."""
+        able = self._engine_places(name)
+        for place in able:
+            if await self._groups[place.ladder].load(place) is None:
+                return
+        raise no_rung(able, able[0].ladder, None)
 
     async def warm(self, context: Context, capabilities: Iterable[Capability] | None = None) -> None:
         """Load the best rung of each capability that speaks or hears for somebody now, or of these, so that the first
@@ -240,6 +243,9 @@ class Runtime:
                 place.failed,
                 str(self._groups[place.ladder].ladders[place.ladder].state(place.name)),
                 str(place.unavailable) if place.unavailable else None,
+                place.rung.engine.name if place.rung.engine else None,
+                place.runs,
+                place.run_s,
             )
             for place in self._places()
         )
@@ -369,6 +375,16 @@ class Runtime:
                 next_step=_LANGUAGE_ADVICE.get(capability, "choose one of these languages"),
             ).refused("language")
         return able
+
+    def _engine_places(self, name: str) -> list[Place]:
+        places = [place for place in self._places() if place.rung.engine and place.rung.engine.name == name]
+        if not places:
+            raise ModelNotFoundError(
+                f"there is no engine {str(name)[:80]!r} here",
+                available=[engine.name for engine in self.engines()],
+                next_step="name one of these, or serve it: set engines = name=bundle",
+            )
+        return places
 
     def _places(self) -> list[Place]:
         return [self._groups[ladder].places[ladder, name] for ladder, name in self._order]

@@ -438,6 +438,8 @@ class Group:
         if batch.is_canary:
             return
         place.used_at = self.clock.now()
+        place.runs += 1
+        place.run_s += took_ms / 1e3 * len(batch.tickets)
         place.tier = min(list(self.scheduler.queue.tiers).index(ticket.tier) for ticket in batch.tickets)
         telemetry, task = self._telemetry, batch.route.name
         telemetry.observe(BATCH_SIZE, len(batch.tickets), task)

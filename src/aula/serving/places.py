@@ -58,6 +58,9 @@ class Place:
         self.unavailable: AulaError | None = None
         self.served = 0
         self.failed = 0
+        self.runs = 0
+        self.run_s = 0.0
+        """Of each request that was in a run, the whole run."""
         self.streams = 0
         """Open on this model."""
         self.running = 0

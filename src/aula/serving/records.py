@@ -37,12 +37,18 @@ class RungChanged:
 
 @dataclass(frozen=True, slots=True)
 class RungStatistics:
+    """`engine` is the name of one that is served as it is. `runs` share out `served` requests, and `run_s` counts the
+    whole of a run for each that was in it."""
+
     name: str
     capability: Capability
     served: int
     failed: int
     state: str
     unavailable: str | None
+    engine: str | None = None
+    runs: int = 0
+    run_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
