@@ -1,6 +1,6 @@
 """What this door can, for /docs."""
 
-from aula.audio.streams import FORMATS
+from aula.audio.stream_encoding import FORMATS
 from aula.servers.describing import Answer, Operation
 from aula.servers.openai import shapes
 from aula.servers.openai.wire import EVENTS
