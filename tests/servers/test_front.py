@@ -383,7 +383,7 @@ async def test_one_connection_too_many_is_told(connect: Any) -> None:
 @pytest.fixture
 def logged() -> Iterator[io.StringIO]:
     stream = io.StringIO()
-    loggers = [logging.getLogger(name) for name in ("aula", "uvicorn")]
+    loggers = [logging.getLogger(name) for name in ("aula", "uvicorn", "python_multipart")]
     before = [(one.handlers, one.propagate, one.level) for one in loggers]
     configure("json", stream)
     yield stream

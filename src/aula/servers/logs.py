@@ -36,11 +36,13 @@ def configure(form: str, stream: TextIO | None = None) -> None:
     """`form` is text, json or none. uvicorn's warnings come along."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    for name in ("aula", "uvicorn"):
+    # The reader of forms warns of each bad one, which its sender is told anyway.
+    levels = {"aula": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.ERROR}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-        logger.setLevel(logging.WARNING if name == "uvicorn" or form == "none" else logging.INFO)
+        logger.setLevel(max(level, logging.WARNING) if form == "none" else level)
 
 
 class _Json(logging.Formatter):
