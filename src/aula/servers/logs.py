@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 _REQUESTS = logging.getLogger("aula.requests")
 _SERVER = logging.getLogger("aula.server")
+LOGGERS = {"aula": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.ERROR}
+"""Whose words are written, from which level on. The reader of forms warns of each bad one, whose sender is told anyway."""
 
 
 def log_request(told: dict[str, Any]) -> None:
@@ -36,9 +38,7 @@ def configure(form: str, stream: TextIO | None = None) -> None:
     """`form` is text, json or none. uvicorn's warnings come along."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    # The reader of forms warns of each bad one, which its sender is told anyway.
-    levels = {"aula": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.ERROR}
-    for name, level in levels.items():
+    for name, level in LOGGERS.items():
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

@@ -95,12 +95,13 @@ async def serve(
         try:
             with _heard_signals(stop):
                 async with open_doors(house, warm=lambda: _warm_up(house)) as address:
-                    log_notice("ready", address=address.http)
+                    log_notice("ready", address=address.http, grpc=address.grpc, is_open=address.is_open)
                     notify_systemd("READY=1")
                     if on_ready is not None:
                         on_ready(address)
                     await stop.wait()
                     notify_systemd("STOPPING=1")
+                    log_notice("ending", turns=house.traffic.turns)
         finally:
             if generator is not None:
                 await generator.close()

@@ -104,10 +104,10 @@ async def test_a_generator_goes_on_and_what_it_does_wrong_is_told(tmp_path: Path
         chunks = [chunk async for chunk in await client.chat.completions.create(**question, stream=True)]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert text == f"{INERTIA} Its velocity stays unchanged. [1]"
-        assert chunks[-1].model_extra["aula"]["source"] == "generated"  # type: ignore[index]
+        assert chunks[-1].model_extra["aula"]["source"] == "generated"
         done = await client.chat.completions.create(**question)
         assert done.choices[0].message.content == INERTIA
-        extension = done.model_extra["aula"]  # type: ignore[index]
+        extension = done.model_extra["aula"]
         assert (extension["source"], extension["fallback"]) == ("extractive", "status_500")
         await door.house.generator.close()
 
