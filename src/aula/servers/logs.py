@@ -11,7 +11,7 @@ from typing import Any, TextIO
 _REQUESTS = logging.getLogger("aula.requests")
 _SERVER = logging.getLogger("aula.server")
 LOGGERS = {"aula": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.ERROR}
-"""Whose words are written, from which level on. The reader of forms warns of each bad one, whose sender is told anyway."""
+"""Whose words are written, from which level on. Bad forms are told to their senders, not warned of."""
 
 
 def log_request(told: dict[str, Any]) -> None:
