@@ -11,12 +11,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import CHECKS
 
 from aula.servers import health, openai
+from aula.servers.callers import DEADLINE_HEADER
 from aula.servers.describing import document
 from tests.servers.background import InBackground
 
 OPERATIONS = (*health.OPERATIONS, *openai.OPERATIONS)
 EXAMPLES = 40
 """Requests for each operation and each mode."""
+MODELS = {
+    "/v1/chat/completions": "aula",
+    "/v1/embeddings": "aula-embed",
+    "/v1/audio/speech": "tts-1",
+    "/v1/audio/transcriptions": "whisper-1",
+}
 _CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -83,6 +90,10 @@ def test_every_operation_answers_as_it_says(door: InBackground, operation: Any, 
     )
     @given(case=described.as_strategy(generation_mode=mode))
     def calls(case: Any) -> None:
+        if case.headers:
+            case.headers.pop(DEADLINE_HEADER, None)  # what nobody could meet is rightly a 503 or a 504
+        if mode is _LAWFUL and isinstance(case.body, dict):
+            case.body["model"] = MODELS[operation.path]  # a random one is a 404, and tells nothing else
         case.call_and_validate(checks=checks, timeout=20)
 
     calls()

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from aula.core.clock import FakeClock
 from aula.servers.front import Front
-from aula.servers.logs import configure
+from aula.servers.logs import LOGGERS, configure
 from aula.servers.origins import Origins
 from aula.servers.wire import protocol_for
 from aula.serving.alarm import Alarm
@@ -383,12 +383,13 @@ async def test_one_connection_too_many_is_told(connect: Any) -> None:
 @pytest.fixture
 def logged() -> Iterator[io.StringIO]:
     stream = io.StringIO()
-    loggers = [logging.getLogger(name) for name in ("aula", "uvicorn")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(one.handlers, one.propagate, one.level) for one in loggers]
     configure("json", stream)
     yield stream
     for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate, one.level = handlers, propagate, level
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 async def test_the_log_holds_neither_secrets_nor_speech(tmp_path: Path, logged: io.StringIO) -> None:

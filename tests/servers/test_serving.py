@@ -14,6 +14,8 @@ import pytest
 from aula.core.clock import FakeClock
 from aula.core.errors import SettingsError
 from aula.core.types import Context, Understanding
+from aula.servers import kserve
+from aula.servers.house import House
 from aula.servers.notices import notify_systemd
 from aula.servers.serving import is_loopback, open_doors
 from aula.servers.traffic import Traffic
@@ -105,6 +107,38 @@ async def test_not_ready_before_it_is_warm(tmp_path: Path) -> None:
             seen.append(await client.get(f"{address.http}/readyz"))
         assert [one.status_code for one in seen] == [503, 200, 200]
         assert seen[2].json()["capabilities"]["embed"]["rung"] == "tiny-embed"
+
+
+class _Grpc:
+    """As the other door's: bound when it is made, then started and stopped."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.did: list[str] = []
+
+    async def start(self) -> None:
+        self.did.append("start")
+
+    async def stop(self, grace: float) -> None:
+        self.did.append("stop")
+
+
+async def test_grpc_is_started_and_stopped_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[_Grpc] = []
+
+    async def grpc_server(house: House, address: str) -> _Grpc:
+        made.append(_Grpc(address))
+        return made[0]
+
+    monkeypatch.setattr(kserve, "grpc_server", grpc_server, raising=False)
+    async with small_house(tmp_path, serve__grpc_port=0) as (house, _):
+        async with open_doors(house) as address:
+            assert made[0].address == address.grpc
+            assert made[0].did == ["start"]
+            assert int(made[0].address.rpartition(":")[2]) > 0
+        assert made[0].did == ["start", "stop"]
+    async with served(tmp_path, serve__grpc_port=-1) as door:
+        assert door.address.grpc is None
 
 
 async def test_https_with_a_certificate(tmp_path: Path) -> None:

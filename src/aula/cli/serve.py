@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from aula.cli.output import notices, progress_bar
+from aula.cli.output import INTERRUPTED, notices, progress_bar
 from aula.core.errors import SettingsError
 from aula.core.settings import load_settings, settings_files
 from aula.servers.logs import configure
@@ -53,21 +53,26 @@ def serve_command(
     settings = settings.replaced(**chosen)
     configure(settings.text("serve.log"))
 
+    is_json = settings.text("serve.log") == "json"
+
     async def run() -> None:
-        with progress_bar(quiet=False) as report:
+        with progress_bar(quiet=is_json) as report:
 
             def ready(address: Address) -> None:
                 report("", 1.0)
-                _print(address)
+                if not is_json:  # the log has a line of it
+                    _print(address)
 
             await serve(settings, progress=report, on_ready=ready)
 
     try:
         asyncio.run(run())
     except asyncio.CancelledError:
-        notices().print("Ended before all turns had.", style="yellow")
-        raise SystemExit(1) from None
-    notices().print("Ended; every turn under way was finished.", style="dim")
+        if not is_json:
+            notices().print("Ended before all turns had.", style="yellow")
+        raise SystemExit(INTERRUPTED) from None
+    if not is_json:
+        notices().print("Ended.", style="dim")
 
 
 def _print(address: Address) -> None:

@@ -163,6 +163,15 @@ TABLE: tuple[Setting, ...] = (
     Setting("ladder.understand", "", "rungs that understand"),
     Setting("ladder.embed", "", "rungs that embed"),
     Setting("ladder.speak", "", "rungs that speak"),
+    Setting(
+        "generator.url",
+        "",
+        "base URL of an OpenAI-compatible server that goes on where the course's first sentence ends; empty: none. Its "
+        "key is the environment's AULA_GENERATOR_KEY, never a setting",
+    ),
+    Setting("generator.model", "default", "the model to ask it for"),
+    Setting("generator.seconds", 8.0, "how long it may take for all it says", 0.1, 600),
+    Setting("generator.tokens", 256, "tokens that it may say", 1, 100_000),
     Setting("serve.host", "127.0.0.1", "the address that aula serve listens on; 0.0.0.0: all of this machine's"),
     Setting("serve.port", 8000, "its port for HTTP and WebSocket; 0: any that is free", 0, 65_535),
     Setting("serve.grpc_port", 8001, "its port for gRPC; 0: any that is free; -1: no gRPC", -1, 65_535),

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from aula.assistant.course import Course
+from aula.assistant.generating import Generator
 from aula.assistant.packs import open_course
 from aula.core.settings import Settings
 from aula.runtime import Runtime
@@ -19,6 +20,7 @@ class House:
     doorman: Doorman
     turns: TurnLog = field(default_factory=TurnLog)
     traffic: Traffic = field(default_factory=Traffic)
+    generator: Generator | None = None
     _courses: dict[str, "asyncio.Task[Course]"] = field(default_factory=dict)
 
     async def course(self, name: str | None = None) -> Course:

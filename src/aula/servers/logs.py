@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 _REQUESTS = logging.getLogger("aula.requests")
 _SERVER = logging.getLogger("aula.server")
+LOGGERS = {"aula": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.ERROR}
+"""Whose words are written, from which level on. Bad forms are told to their senders, not warned of."""
 
 
 def log_request(told: dict[str, Any]) -> None:
@@ -36,11 +38,11 @@ def configure(form: str, stream: TextIO | None = None) -> None:
     """`form` is text, json or none. uvicorn's warnings come along."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    for name in ("aula", "uvicorn"):
+    for name, level in LOGGERS.items():
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-        logger.setLevel(logging.WARNING if name == "uvicorn" or form == "none" else logging.INFO)
+        logger.setLevel(max(level, logging.WARNING) if form == "none" else level)
 
 
 class _Json(logging.Formatter):

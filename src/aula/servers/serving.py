@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from aula.assistant.dialogue import Dialogue
+from aula.assistant.generating import Generator
 from aula.core.errors import SettingsError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import Context
@@ -87,15 +88,23 @@ async def serve(
     not without keys, and what warming raises: a server that can answer nothing does not begin."""
     stop = stop or asyncio.Event()
     async with open_runtime(settings, progress=progress) as runtime:
-        house = House(runtime, settings, KeyedDoorman(KeyStore.from_settings(settings), runtime.clock))
-        with _heard_signals(stop):
-            async with open_doors(house, warm=lambda: _warm_up(house)) as address:
-                log_notice("ready", address=address.http)
-                notify_systemd("READY=1")
-                if on_ready is not None:
-                    on_ready(address)
-                await stop.wait()
-                notify_systemd("STOPPING=1")
+        generator = Generator.from_settings(settings, runtime.clock)
+        house = House(
+            runtime, settings, KeyedDoorman(KeyStore.from_settings(settings), runtime.clock), generator=generator
+        )
+        try:
+            with _heard_signals(stop):
+                async with open_doors(house, warm=lambda: _warm_up(house)) as address:
+                    log_notice("ready", address=address.http, grpc=address.grpc, is_open=address.is_open)
+                    notify_systemd("READY=1")
+                    if on_ready is not None:
+                        on_ready(address)
+                    await stop.wait()
+                    notify_systemd("STOPPING=1")
+                    log_notice("ending", turns=house.traffic.turns)
+        finally:
+            if generator is not None:
+                await generator.close()
 
 
 @asynccontextmanager

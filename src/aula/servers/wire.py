@@ -51,6 +51,13 @@ def protocol_for(house: House, alarm: Alarm) -> type[H11Protocol]:
             self._heard = False
             super().on_response_complete()
 
+        def send_400_response(self, msg: str) -> None:
+            """The bytes are no HTTP. Whoever serves the request that they belong to must not answer it too."""
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            super().send_400_response(msg)
+
         def _watch(self) -> None:
             """Between requests uvicorn waits for the next one; once a byte of it came, the rest must follow."""
             between = self.cycle is None or self.cycle.response_complete

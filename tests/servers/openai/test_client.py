@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import openai
 import pytest
 import soundfile
 
+from aula.assistant.generating import Generator
 from aula.core.errors import BackendError, OverloadError
 from aula.servers.openai.shapes import SpeechRequest
 from tests.servers.doors import INERTIA, Served, recording, served
@@ -79,6 +81,35 @@ async def test_what_the_assistant_said_can_be_asked_for_again(tmp_path: Path) ->
             ],
         )
         assert done.choices[0].message.content == "It is mass times velocity."
+
+
+async def test_a_generator_goes_on_and_what_it_does_wrong_is_told(tmp_path: Path) -> None:
+    answers = [("Its velocity stays unchanged [1].", 200), ("", 500)]
+
+    def upstream(_request: httpx2.Request) -> httpx2.Response:
+        text, status = answers.pop(0)
+        body = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+        return httpx2.Response(status, json=body)
+
+    question: Any = {"model": "aula", "messages": [{"role": "user", "content": "What is inertia?"}]}
+    async with _client(tmp_path) as (client, door):
+        door.house.generator = Generator(
+            "http://upstream/v1",
+            "m",
+            door.house.runtime.clock,
+            seconds=30.0,
+            most_tokens=50,
+            transport=httpx2.MockTransport(upstream),
+        )
+        chunks = [chunk async for chunk in await client.chat.completions.create(**question, stream=True)]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == f"{INERTIA} Its velocity stays unchanged. [1]"
+        assert chunks[-1].model_extra["aula"]["source"] == "generated"
+        done = await client.chat.completions.create(**question)
+        assert done.choices[0].message.content == INERTIA
+        extension = done.model_extra["aula"]
+        assert (extension["source"], extension["fallback"]) == ("extractive", "status_500")
+        await door.house.generator.close()
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -2,6 +2,7 @@
 
 shapes.py          records that travel
 wire.py            bytes to records, errors in OpenAI's shape, server-sent events
+forms.py           a form's file, straight to the disk
 models.py          which names mean what
 operations.py      what /docs says of them
 chat.py  transcriptions.py  speech.py  embeddings.py   an endpoint each

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from aula.assistant.asking import checked_text, language_of
 from aula.assistant.dialogue import Dialogue, Manner, Prepared
-from aula.assistant.languages import length, sentences
+from aula.assistant.generating import Told
+from aula.assistant.languages import length
 from aula.core.types import Citation
 from aula.servers.callers import Caller, deadline_of
 from aula.servers.house import House
@@ -47,7 +49,7 @@ class _Turn:
     caller: Caller
     prepared: Prepared
     began: float
-    text: str = ""
+    told: Told
 
     def chunk(self, delta: Delta, finish_reason: str | None = None) -> ChatChunk:
         choice = ChunkChoice(delta, finish_reason=finish_reason)  # type: ignore[arg-type]
@@ -56,7 +58,7 @@ class _Turn:
     def usage(self) -> ChatUsage:
         """In words, or characters of Chinese."""
         language = self.prepared.answer.language
-        asked, said = length(self.question, language), length(self.text, language)
+        asked, said = length(self.question, language), length(self.told.text, language)
         return ChatUsage(asked, said, asked + said)
 
 
@@ -81,22 +83,22 @@ class Chat:
         prepared = await dialogue.prepare(question, caller.context(language, deadline))
         reply_id = f"chatcmpl-{secrets.token_hex(12)}"
         # Unix time for people; nothing is measured by it.
-        turn = _Turn(reply_id, int(time.time()), wanted.model, course.name, question, caller, prepared, began)
+        told = Told(prepared.answer, question, prepared.hits, course.name, self._house.generator)
+        turn = _Turn(reply_id, int(time.time()), wanted.model, course.name, question, caller, prepared, began, told)
         if wanted.stream:
             with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
             return events(self._chunks(turn, with_usage))
-        async for piece in self._pieces(turn):
-            turn.text += piece
+        async for _ in told.pieces():
+            pass
         self._note(turn)
-        message = ReplyMessage(turn.text)
+        message = ReplyMessage(told.text)
         return reply(
             ChatReply(turn.id, turn.created, turn.model, [Choice(message)], turn.usage(), self._extension(turn))
         )
 
     async def _chunks(self, turn: _Turn, with_usage: bool) -> AsyncIterator[ChatChunk]:
         yield turn.chunk(Delta("assistant", ""))
-        async for piece in self._pieces(turn):
-            turn.text += piece
+        async for piece in turn.told.pieces():
             yield turn.chunk(Delta(content=piece))
         last = turn.chunk(Delta(), "stop")
         last.aula = self._extension(turn)
@@ -105,22 +107,16 @@ class Chat:
             yield ChatChunk(turn.id, turn.created, turn.model, [], usage=turn.usage())
         self._note(turn)
 
-    async def _pieces(self, turn: _Turn) -> AsyncIterator[str]:
-        """The answer, sentence by sentence."""
-        answer = turn.prepared.answer
-        joint = "" if answer.language == "zh" else " "
-        for number, sentence in enumerate(sentences(answer.text, answer.language)):
-            yield (joint if number else "") + sentence
-
     def _extension(self, turn: _Turn) -> Extension:
         answer = turn.prepared.answer
         return Extension(
             course=turn.course,
-            citations=[_shape(citation) for citation in answer.citations],
+            citations=[_shape(citation) for citation in turn.told.citations],
             refused=answer.refused,
             intent=answer.intent.value,
             language=answer.language,
-            source="extractive",
+            source="generated" if turn.told.generated else "extractive",
+            fallback=turn.told.fallback or UNSET,
             rungs=turn.prepared.rungs,
             timings_ms={name: round(value, 3) for name, value in turn.prepared.timings_ms.items()},
         )
@@ -137,11 +133,11 @@ class Chat:
                 door="openai",
                 clock="text",
                 question=turn.question,
-                answer=turn.text,
+                answer=turn.told.text,
                 intent=answer.intent.value,
                 refused=answer.refused,
                 drafted=False,
-                citations=tuple((one.document, one.passage, one.score) for one in answer.citations),
+                citations=tuple((one.document, one.passage, one.score) for one in turn.told.citations),
                 timings_ms={**turn.prepared.timings_ms, "total": total},
                 rungs=turn.prepared.rungs,
             )

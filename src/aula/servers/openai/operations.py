@@ -33,7 +33,7 @@ OPERATIONS = (
         "/v1/chat/completions",
         "Ask a course; the answer comes with its citations, in one piece or streamed.",
         "ask",
-        (Answer(kind=shapes.ChatReply), Answer(EVENTS)),
+        (Answer(kind=shapes.ChatReply), Answer(EVENTS, bytes)),
         body=shapes.ChatRequest,
         fault=shapes.ErrorReply,
         example=_HEAD % "chat/completions"
@@ -54,7 +54,7 @@ OPERATIONS = (
         "/v1/audio/speech",
         "Text to sound, sent while it is made: bytes, or events that carry them.",
         "speak",
-        (*(Answer(one.media_type, bytes) for one in FORMATS.values()), Answer(EVENTS)),
+        (*(Answer(one.media_type, bytes) for one in FORMATS.values()), Answer(EVENTS, bytes)),
         body=shapes.SpeechRequest,
         fault=shapes.ErrorReply,
         example=_HEAD % "audio/speech"
@@ -72,7 +72,7 @@ OPERATIONS = (
             Answer("text/plain"),
             Answer("application/x-subrip"),
             Answer("text/vtt"),
-            Answer(EVENTS),
+            Answer(EVENTS, bytes),
         ),
         form=shapes.TranscriptionForm,
         file="file",

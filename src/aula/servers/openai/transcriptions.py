@@ -2,16 +2,11 @@
 
 import asyncio
 import io
-import os
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -21,6 +16,7 @@ from aula.core.errors import AudioTooLongError, NothingHeardError
 from aula.core.types import SPEECH_RATE, UNKNOWN_LANGUAGE, Capability, Context, Segment, TranscribeRequest
 from aula.servers.callers import deadline_of, when_gone
 from aula.servers.house import House
+from aula.servers.openai.forms import read_form
 from aula.servers.openai.models import check_model
 from aula.servers.openai.shapes import (
     Duration,
@@ -34,8 +30,6 @@ from aula.servers.openai.shapes import (
 from aula.servers.openai.wire import RUNG, FieldError, events, field_error, reply
 
 BLOCK_MS = 1000
-_COPIED = 2**20
-_FORM = "multipart/form-data"
 _LISTS = {"timestamp_granularities[]": "timestamp_granularities", "timestamp_granularities": "timestamp_granularities"}
 _MEDIA = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 
@@ -62,7 +56,8 @@ class Transcriptions:
     async def create(self, request: Request) -> Response:
         caller = self._house.doorman.admit(request, "transcribe")
         deadline = deadline_of(request, self._house.runtime.clock)
-        form, upload = await _read_form(request)
+        fields, path = await read_form(request, "file")
+        form = _form_of(fields)
         check_model(form.model, Capability.TRANSCRIBE)
         if "word" in form.timestamp_granularities:
             raise FieldError(
@@ -72,8 +67,6 @@ class Transcriptions:
                 next_step="ask for segments",
             )
         context = caller.context(form.language or UNKNOWN_LANGUAGE, deadline)
-        path = await asyncio.to_thread(_kept, upload)
-        when_gone(request.scope, lambda: path.unlink(missing_ok=True))
         file = await asyncio.to_thread(open_audio, path)
         when_gone(request.scope, file.close)
         self._check_length(file.seconds)
@@ -140,36 +133,10 @@ async def _told(first: str | None, pieces: AsyncIterator[str], heard: _Heard) ->
     yield TextDone(heard.text)
 
 
-async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
-    """Raises FieldError for a form that is none, or lacks something."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != _FORM:
-        raise FieldError(
-            f"the body is {media_type or 'of no type'}",
-            param=None,
-            available=[_FORM],
-            next_step="send the recording as the form's field `file`",
-            code="unsupported_media_type",
-            status=415,
-        )
-    try:
-        form = await request.form(max_files=1, max_fields=64, max_part_size=64 * 1024)
-    except HTTPException as error:
-        raise FieldError(
-            f"the form cannot be read ({error.detail})", param=None, next_step="send multipart/form-data"
-        ) from error
-    when_gone(request.scope, form.close)
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        raise FieldError("the form has no file", param="file", next_step="send the recording as its field `file`")
-    return _fields(form), upload
-
-
-def _fields(form: FormData) -> TranscriptionForm:
+def _form_of(fields: Iterable[tuple[str, str]]) -> TranscriptionForm:
+    """Raises FieldError for a field that cannot be."""
     values: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if not isinstance(value, str):
-            continue
+    for name, value in fields:
         if name in _LISTS:
             values.setdefault(_LISTS[name], []).append(value)
         else:
@@ -178,15 +145,6 @@ def _fields(form: FormData) -> TranscriptionForm:
         return msgspec.convert(values, TranscriptionForm, strict=False)
     except msgspec.ValidationError as error:
         raise field_error(error) from error
-
-
-def _kept(upload: UploadFile) -> Path:
-    """The recording as a file of its own, whose name says nothing of what the client called it."""
-    handle, name = tempfile.mkstemp(prefix="aula-sound-")
-    with os.fdopen(handle, "wb") as file:
-        while raw := upload.file.read(_COPIED):
-            file.write(raw)
-    return Path(name)
 
 
 def _answer(response_format: str, heard: _Heard) -> Response:
