@@ -122,6 +122,10 @@ class Runtime:
             )
             self._groups.update(dict.fromkeys(group.ladders, group))
         self._order = [(rung.ladder, rung.info.name) for rung in rungs]
+        self._engine_order: dict[str, list[tuple[str, str]]] = {}
+        for rung in rungs:
+            if rung.engine is not None:
+                self._engine_order.setdefault(rung.engine.name, []).append((rung.ladder, rung.info.name))
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "cancelled"), 0)
 
     async def submit(self, capability: Capability, payload: Any, context: Context) -> Outcome:
@@ -155,8 +159,11 @@ class Runtime:
 
     def engines(self) -> tuple[EngineInfo, ...]:
         """Engines that `infer` serves, each as the best rung of its ladder tells it."""
-        first = {place.ladder: place.engine for place in reversed(self._places()) if place.engine is not None}
-        return tuple(engine for engine in reversed(first.values()) if engine is not None)
+        return tuple(self.engine(name) for name in self._engine_order)
+
+    def engine(self, name: str) -> EngineInfo:
+        """One of them. Raises ModelNotFoundError."""
+        return next(place.engine for place in self._engine_places(name) if place.engine is not None)
 
     async def infer(self, name: str, inputs: Tensors, context: Context) -> Tensors:
         """Run an engine as it is: arrays by input name in, arrays by output name out. Requests of one shape share a
@@ -164,7 +171,7 @@ class Runtime:
         does not take, and what `submit` raises."""
         with self._let_in(Capability.INFER, context) as traced:
             able = self._engine_places(name)
-            tensors = checked_tensors(next(engine for engine in self.engines() if engine.name == name), inputs)
+            tensors = checked_tensors(self.engine(name), inputs)
             outcome = await self._serve(INFER, [(size_of(tensors), tensors)], tensors, context, able)
             traced.tell(engine=name, rung=outcome.rung, why=str(outcome.why))
             made: Tensors = outcome.value
@@ -377,11 +384,11 @@ class Runtime:
         return able
 
     def _engine_places(self, name: str) -> list[Place]:
-        places = [place for place in self._places() if place.rung.engine and place.rung.engine.name == name]
+        places = [self._groups[ladder].places[ladder, rung] for ladder, rung in self._engine_order.get(name, ())]
         if not places:
             raise ModelNotFoundError(
                 f"there is no engine {str(name)[:80]!r} here",
-                available=[engine.name for engine in self.engines()],
+                available=list(self._engine_order),
                 next_step="name one of these, or serve it: set engines = name=bundle",
             )
         return places

@@ -212,6 +212,12 @@ def serving(doorman: Doorman | None = None, rules: Rules | None = None) -> Itera
         raise failures[0]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

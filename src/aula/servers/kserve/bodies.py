@@ -140,5 +140,5 @@ def _json_length(told: bytes | None, total: int) -> int:
 def _aligned(size: int, tensors_at: int) -> memoryview:
     """Memory in which what lies at `tensors_at` is aligned."""
     store = np.empty(size + ALIGNED, np.uint8)
-    skipped = -(store.ctypes.data + tensors_at) % ALIGNED
+    skipped = -(store.__array_interface__["data"][0] + tensors_at) % ALIGNED
     return store[skipped : skipped + size].data

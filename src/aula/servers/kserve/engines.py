@@ -25,15 +25,14 @@ class Engines:
 
     def find(self, name: str, version: str = "") -> EngineInfo:
         """Raises ModelNotFoundError for a name or a version that is not here."""
-        engines = self.runtime.engines()
-        for engine in engines:
-            if engine.name == name and version in ("", engine.version):
-                return engine
-        raise ModelNotFoundError(
-            f"there is no engine {name[:80]!r}" + (f" of version {version[:80]!r}" if version else ""),
-            available=[f"{engine.name} (version {engine.version})" for engine in engines],
-            next_step="name one of these, or serve it: set engines = name=bundle",
-        )
+        engine = self.runtime.engine(name)
+        if version not in ("", engine.version):
+            raise ModelNotFoundError(
+                f"there is no version {version[:80]!r} of {name[:80]!r}",
+                available=[engine.version],
+                next_step="name this one, or none",
+            )
+        return engine
 
     async def known(self, name: str, version: str = "") -> EngineInfo:
         """As `find`, and with every datatype, which of some engines only loading them tells."""

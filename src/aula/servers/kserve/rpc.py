@@ -1,9 +1,12 @@
 """The protocol over gRPC. The classes of its messages are made when they are loaded: to a checker they are `Any`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from starlette.requests import HTTPConnection
 
 from aula.core.errors import AulaError, InputError, SettingsError
@@ -56,29 +59,58 @@ def make_server(house: House, address: str) -> grpc.aio.Server:
 
 def _handlers(door: "_Door") -> dict[str, Any]:
     handlers: dict[str, Any] = {}
-    for name, (taken, given) in protocol().methods.items():
-        wire: dict[str, Any] = {
-            "request_deserializer": taken.FromString,
-            "response_serializer": given.SerializeToString,
-        }
+    for name, (taken, _) in protocol().methods.items():
+        # Messages come and go as bytes: what cannot be read is the caller's fault, and gRPC would call it ours.
         if name == "ModelStreamInfer":
-            handlers[name] = grpc.stream_stream_rpc_method_handler(door.stream, **wire)
+            handlers[name] = grpc.stream_stream_rpc_method_handler(partial(_streamed, door, taken))
         else:
-            handlers[name] = grpc.unary_unary_rpc_method_handler(_told(getattr(door, _snake(name))), **wire)
+            answering = partial(_told, getattr(door, _snake(name)), taken)
+            handlers[name] = grpc.unary_unary_rpc_method_handler(answering)
     return handlers
 
 
-def _told(answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answering(request: Any, context: Any) -> Any:
-        try:
-            return await answer(request, context)
-        except AulaError as error:
-            await _abort(context, error)
+async def _told(answer: Callable[[Any, Any], Awaitable[Any]], taken: Any, raw: bytes, context: Any) -> bytes:
+    try:
+        answered = await answer(_read(taken, raw), context)
+        return answered.SerializeToString()  # type: ignore[no-any-return]
+    except Exception as error:
+        await _abort(context, error)
+        raise
 
-    return answering
+
+async def _streamed(door: "_Door", taken: Any, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    """One after the other. What one of them did wrong is told in its place, and the stream goes on."""
+    response = protocol().ModelStreamInferResponse
+    try:
+        caller = door.admit(context)
+        async for raw in messages:
+            request = _read(taken, raw)
+            try:
+                told = response(infer_response=await door.infer(request, context, caller))
+            except AulaError as error:
+                named = {"model_name": request.model_name, "model_version": request.model_version, "id": request.id}
+                told = response(error_message=message_of(error), infer_response=named)
+            yield told.SerializeToString()
+    except Exception as error:
+        await _abort(context, error)
 
 
-async def _abort(context: Any, error: AulaError) -> None:
+def _read(taken: Any, raw: bytes) -> Any:
+    """Raises InputError."""
+    try:
+        return taken.FromString(raw)
+    except DecodeError as error:
+        raise InputError(
+            f"{len(raw)} bytes are no {taken.DESCRIPTOR.name}", next_step="send the protocol's message"
+        ) from error
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    """Ends the call with what may be told; a defect is said aloud in the house."""
+    if not isinstance(error, AulaError):
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        asyncio.get_running_loop().call_exception_handler({"message": "a call of gRPC failed", "exception": error})
     seconds = retry_after(error)
     trailing = () if seconds is None else (("retry-after", seconds),)
     await context.abort(getattr(grpc.StatusCode, code_of(error)), message_of(error), trailing)
@@ -103,50 +135,35 @@ class _Door:
         return self._protocol.ServerMetadataResponse(**self._engines.server())
 
     async def repository_index(self, request: Any, context: Any) -> Any:
-        self._admit(context)
+        self.admit(context)
         return self._protocol.RepositoryIndexResponse(models=self._engines.index(only_ready=request.ready))
 
     async def model_ready(self, request: Any, context: Any) -> Any:
-        self._admit(context)
+        self.admit(context)
         engine = self._engines.find(request.name, request.version)
         return self._protocol.ModelReadyResponse(ready=self._engines.is_ready(engine.name))
 
     async def model_metadata(self, request: Any, context: Any) -> Any:
-        self._admit(context)
+        self.admit(context)
         engine = await self._engines.known(request.name, request.version)
         return self._protocol.ModelMetadataResponse(**self._engines.metadata(engine))
 
     async def model_config(self, request: Any, context: Any) -> Any:
-        self._admit(context)
+        self.admit(context)
         config = self._engines.config(await self._engines.known(request.name, request.version))
         for tensor in (*config["input"], *config["output"]):
             tensor["data_type"] = self._protocol.datatypes[tensor["data_type"]]
         return self._protocol.ModelConfigResponse(config=config)
 
     async def model_statistics(self, request: Any, context: Any) -> Any:
-        self._admit(context)
+        self.admit(context)
         statistics = self._engines.statistics(request.name, request.version)
         return self._protocol.ModelStatisticsResponse(model_stats=statistics)
 
     async def model_infer(self, request: Any, context: Any) -> Any:
-        return await self._infer(request, context, self._admit(context))
+        return await self.infer(request, context, self.admit(context))
 
-    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """One after the other. What one of them did wrong is told in its place, and the stream goes on."""
-        response = self._protocol.ModelStreamInferResponse
-        try:
-            caller = self._admit(context)
-        except AulaError as error:
-            await _abort(context, error)
-            return
-        async for request in requests:
-            try:
-                yield response(infer_response=await self._infer(request, context, caller))
-            except AulaError as error:
-                named = {"model_name": request.model_name, "model_version": request.model_version, "id": request.id}
-                yield response(error_message=message_of(error), infer_response=named)
-
-    async def _infer(self, request: Any, context: Any, caller: Caller) -> Any:
+    async def infer(self, request: Any, context: Any, caller: Caller) -> Any:
         came = self._clock.now()
         left = context.time_remaining()
         engine = self._engines.find(request.model_name, request.model_version)
@@ -167,7 +184,7 @@ class _Door:
             answer.raw_output_contents.append(bytes(to_raw(array)))
         return answer
 
-    def _admit(self, context: Any) -> Caller:
+    def admit(self, context: Any) -> Caller:
         """A doorman reads headers, and metadata are headers."""
         headers = [(key.lower().encode(), _header(value)) for key, value in context.invocation_metadata() or ()]
         scope = {"type": "http", "method": "POST", "path": f"/{SERVICE}", "query_string": b"", "headers": headers}

@@ -1,0 +1,92 @@
+"""Servers in processes of their own, and what they spend."""
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.serving.triton import free_port
+
+READY_SECONDS = 60.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    command: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where it listens, and the process group that it is."""
+
+    http: int
+    grpc: int
+    group: int
+
+    def processor_seconds(self) -> float:
+        """Of all its processes that are there now."""
+        total = 0.0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self.group:
+                    total += (int(fields[11]) + int(fields[12])) / _TICKS
+        return total
+
+
+@contextlib.contextmanager
+def running(server: Server, engine: Path, batch: int, folder: Path) -> Iterator[Place]:
+    """The server once it is ready. It ends with the block."""
+    ports = free_port(), free_port()
+    # PyTriton's helpers are linked to a Python of their own unless they find this one.
+    environment = {**os.environ, "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR") or ""}
+    with (folder / "server.log").open("w+b") as log:
+        process = subprocess.Popen(
+            [*server.command, str(engine), *map(str, ports), str(batch), *server.extra],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            if not _is_ready(process, ports[0]):
+                log.seek(0)
+                sys.exit(f"{server.name} does not become ready: {log.read()[-2000:].decode(errors='replace')}")
+            yield Place(*ports, process.pid)
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            with contextlib.suppress(ProcessLookupError):  # and whatever of its own session it left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def output_of(*command: str, environment: Mapping[str, str] | None = None) -> str:
+    """The last line that a program prints; it ends the benchmark if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def _is_ready(process: "subprocess.Popen[bytes]", port: int) -> bool:
+    until = time.perf_counter() + READY_SECONDS
+    while time.perf_counter() < until and process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+            connection.request("GET", "/v2/models/engine/ready")
+            if connection.getresponse().status == 200:
+                return True
+        time.sleep(0.2)
+    return False
