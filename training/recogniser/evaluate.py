@@ -86,8 +86,8 @@ def groups(heard: list[Heard]) -> dict[str, tuple[float, int, int]]:
 
 
 _ASKING = frozenset((
-    "what", "who", "whom", "whose", "which", "when", "where", "why", "how", "is", "are", "was", "were", "am", "do", "does",
-    "did", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "has", "have", "had",
+    "what", "who", "whom", "whose", "which", "when", "where", "why", "how", "is", "are", "was", "were", "am", "do",
+    "does", "did", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "has", "have", "had",
 ))  # fmt: skip
 
 
