@@ -25,7 +25,7 @@ unpack() {
 prepare() {
     mkdir -p "$here/site" "$here/kokoro"
     for wheel in "$here"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$here/site"; done
-    for archive in "$here"/*.tar.xz; do [ -e "$archive" ] && tar -xJf "$archive" -C "$here"; done
+    for archive in "$here"/*.tar.xz; do [ ! -e "$archive" ] || "$python" -m tarfile -e "$archive" "$here"; done
     # These two look for their voices in fixed places.
     ln -sfn "$here/synths/share/pico" /usr/share/pico
     ln -sfn "$here/synths/share/RHVoice" /usr/share/RHVoice
