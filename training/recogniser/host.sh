@@ -12,7 +12,7 @@ here=${AULA_TRAINING:-/tmp/aula-training}
 python=${PYTHON:-python3}
 cores=${CORES:-$(nproc)}
 out=${OUT:-$here/out}
-export PYTHONPATH="$here/site:$PWD" PYTHONUNBUFFERED=1 KOKORO_FOLDER="$here/kokoro" SYNTHS_FOLDER="$here/synths"
+export PYTHONPATH="$here/site:$PWD" PYTHONUNBUFFERED=1 SYNTHS_FOLDER="$here/synths"
 # Threads of their own for each of many workers would only get in each other's way.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 mkdir -p "$here" "$out"
@@ -23,17 +23,13 @@ unpack() {
 }
 
 prepare() {
-    mkdir -p "$here/site" "$here/kokoro"
+    mkdir -p "$here/site"
     for wheel in "$here"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$here/site"; done
     for archive in "$here"/*.tar.xz; do [ ! -e "$archive" ] || "$python" -m tarfile -e "$archive" "$here"; done
     # These two look for their voices in fixed places.
     ln -sfn "$here/synths/share/pico" /usr/share/pico
     ln -sfn "$here/synths/share/RHVoice" /usr/share/RHVoice
     ln -sfn "$here/synths/etc/RHVoice" /etc/RHVoice
-    # Kokoro comes in parts of a size that may travel.
-    zcat "$here"/kokoro-parts/part-*.bin.gz > "$here/kokoro/kokoro.onnx"
-    echo "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb  $here/kokoro/kokoro.onnx" | sha256sum -c
-    cp "$here"/kokoro-parts/vocab.json "$here"/kokoro-parts/voices.npz "$here/kokoro/"
     "$python" -m training.recogniser.corpora "$here/people" --shared "$here/shared" --processes "$cores"
     "$python" -m training.recogniser.shards "$here/packed" "$here/recorded" --processes "$cores"
     "$python" -m training.recogniser.shards "$here/held-out" "$here/held-out-voices" --processes "$cores"
@@ -55,14 +51,13 @@ say() { # worker, seed, hours, minutes, voices...: one synthesiser, of low prior
         --worker "$worker" --seed "$seed" --hours "$hours" --minutes "$minutes" --voices "$@"
 }
 
-chain() { # worker, call, kind, minutes: quick voices first, unless all is spoken; then the slow one to the end
+chain() { # worker, call, kind, minutes: the quick voices first, or those of models; then those of models to the end
     local began=$SECONDS
     if [ "$3" = quick ]; then
         say "$1" "$2" 2.5 "$4" espeak || true
         say "$1" "$2" 1 "$4" flite:awb flite:slt flite:kal16 || true
-        say "$1" "$2" 0.4 "$4" rhvoice:alan rhvoice:bdl rhvoice:slt pico:en-US pico:en-GB || true
     fi
-    say "$1" "$2" 99 "$(($4 - (SECONDS - began) / 60))" kokoro
+    say "$1" "$2" 99 "$(($4 - (SECONDS - began) / 60))" rhvoice:alan rhvoice:bdl rhvoice:slt pico:en-US pico:en-GB
 }
 
 speak() {
@@ -71,8 +66,8 @@ speak() {
     spoken=$(find "$here/synthetic" -name 'flite-*.json' | wc -l)
     for worker in $(seq 1 $((cores - 2))); do
         kind=quick
-        # Two workers in five begin with the slow voice at once; so do all where the quick ones have spoken already.
-        if [ "$spoken" -gt 100 ] || [ $((worker % 5)) -ge 3 ]; then kind=neural; fi
+        # Two workers in five begin with the voices of models; so do all where the quick ones have spoken already.
+        if [ "$spoken" -gt 100 ] || [ $((worker % 5)) -ge 3 ]; then kind=models; fi
         setsid bash "$0" chain "$worker" "$call" "$kind" "$minutes" >> "$out/voices-$call.log" 2>&1 &
     done
 }

@@ -47,16 +47,15 @@ def strength(progress: float) -> float:
 def shares(progress: float) -> dict[str, float]:
     """How much of a batch each kind of speech is: clear synthetic voices first, people more and more."""
     people = 0.06 + 0.20 * min(1.0, max(0.0, (progress - 0.05) / 0.45))
-    neural = 0.18 + 0.06 * progress
-    recorded = 0.30 - 0.08 * progress
-    return {"people": people, "neural": neural, "recorded": recorded, "formant": 1 - people - neural - recorded}
+    recorded = 0.42 - 0.04 * progress
+    return {"people": people, "recorded": recorded, "formant": 1 - people - recorded}
 
 
 ENOUGH_HOURS = 1.5
 """A kind of which less is there gets a smaller share, so that a few clips are not heard over and over."""
 
 KINDS = {
-    "speechocean762": "people", "fsdd": "people", "librivox": "people", "kokoro": "neural", "flite": "recorded",
+    "speechocean762": "people", "fsdd": "people", "librivox": "people", "flite": "recorded",
     "rhvoice": "recorded", "pico": "recorded", "festival": "recorded", "espeak": "formant",
 }  # fmt: skip
 """Of which kind a clip is, by the part of its source before the colon."""

@@ -1,11 +1,10 @@
 """Free synthesisers behind one method each: `speak(text, rng)` gives mono float32 at 16 kHz, a new manner every time.
 
-What a voice is called: `espeak`, `flite:awb`, `kokoro`, `kokoro:jf_nezumi`, `rhvoice:alan`, `pico:en-GB`,
+What a voice is called: `espeak`, `flite:awb`, `rhvoice:alan`, `pico:en-GB`,
 `festival:kal_diphone`. `HELD_OUT` are never trained on.
 """
 
 import ctypes
-import json
 import os
 import random
 import subprocess
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from training.recogniser import accent
 
 RATE = 16000
-HELD_OUT = ("flite:rms", "rhvoice:clb", "kokoro:jf_nezumi")
+HELD_OUT = ("flite:rms", "rhvoice:clb", "festival:cmu_us_slt_arctic_hts")
 
 Sound = NDArray[np.float32]
 
@@ -35,8 +34,6 @@ def voice(name: str) -> Voice:
     family, _, which = name.partition(":")
     if family == "espeak":
         return Espeak()
-    if family == "kokoro":
-        return Kokoro(which)
     programs: dict[str, Callable[[str], Voice]] = {
         "flite": Flite, "rhvoice": RhVoice, "pico": Pico, "festival": Festival,
     }  # fmt: skip
@@ -139,63 +136,6 @@ class Flite:
             options = [part for setting in manner for part in ("--setf", setting)]
             _run(["flite", "-voice", self._which, *options, "-t", text, "-o", out.name])
             return _read(out.name)
-
-
-class Kokoro:
-    """Kokoro-82M: a small neural voice. Without a name every sentence gets a speaker between the four trained ones."""
-
-    def __init__(self, which: str) -> None:
-        import onnxruntime
-
-        folder = Path(os.environ["KOKORO_FOLDER"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(folder / "kokoro.onnx"), options)
-        self._vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))["vocab"]
-        styles = np.load(folder / "voices.npz")
-        names = [which] if which else [name for name in styles.files if f"kokoro:{name}" not in HELD_OUT]
-        self._styles = np.stack([styles[name] for name in names])[:, :, 0]
-        self._library = EspeakLibrary.shared()
-
-    def speak(self, text: str, rng: random.Random) -> Sound:
-        self._library.choose(rng.choice(("en-us", "en-us", "en-us", "en")))
-        words = self._library.phonemes(text, ipa=True)
-        if rng.random() < 0.45:
-            words = accent.accented(words, rng.uniform(0.05, 0.25), rng, accent.IPA)
-        halting = rng.uniform(0.1, 0.5) if rng.random() < 0.15 else 0.0
-        spoken = "".join(
-            _for_kokoro("".join(word)) + (", " if rng.random() < halting else " ") for word in words
-        ).strip(" ,")
-        tokens = [
-            self._vocabulary[sound] for sound in spoken + rng.choice((".", ".", "?", "")) if sound in self._vocabulary
-        ]
-        if not 1 < len(tokens) < 480:
-            return np.zeros(0, np.float32)
-        shares = np.array([rng.gammavariate(0.5, 1) for _ in self._styles])
-        style = (shares / shares.sum()) @ self._styles[:, len(tokens) - 1]
-        sound = self._session.run(
-            None,
-            {
-                "tokens": np.array([[0, *tokens, 0]]),
-                "style": style[None].astype(np.float32),
-                "speed": np.array([rng.uniform(0.75, 1.2)], np.float32),
-            },
-        )[0]
-        return at_16k(np.ravel(sound).astype(np.float32), 24000)
-
-
-_KOKORO_SPELLING = (
-    ("aɪ", "I"), ("aʊ", "W"), ("dʒ", "ʤ"), ("eɪ", "A"), ("tʃ", "ʧ"), ("ɔɪ", "Y"), ("oʊ", "O"), ("əʊ", "Q"),
-    ("əl", "ᵊl"), ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("ː", ""), ("ɾ", "T"), ("ʔ", "t"),
-    ("r", "ɹ"), ("x", "k"), ("e", "A"),
-)  # fmt: skip
-
-
-def _for_kokoro(ipa: str) -> str:
-    """eSpeak's IPA to the letters that Kokoro was trained with (as its own front end does)."""
-    for mark, letter in _KOKORO_SPELLING:
-        ipa = ipa.replace(mark, letter)
-    return ipa
 
 
 class RhVoice:
