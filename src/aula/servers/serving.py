@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from aula.assistant.dialogue import Dialogue
-from aula.assistant.generating import Generator
+from aula.assistant.generator import Generator
 from aula.core.errors import SettingsError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import Context
