@@ -10,15 +10,8 @@ import httpx2
 import pytest
 
 from aula.assistant.courses import Course, CourseLibrary
-from aula.assistant.generating import (
-    KEY_VARIABLE,
-    MOST_SENTENCES,
-    Generator,
-    RubbishError,
-    Told,
-    _cut,
-    checked,
-)
+from aula.assistant.generating import MOST_SENTENCES, Told, checked
+from aula.assistant.generator import KEY_VARIABLE, Generator, RubbishError, _cut
 from aula.assistant.retrieval import Hit, Retriever
 from aula.core.clock import FakeClock
 from aula.core.errors import SettingsError

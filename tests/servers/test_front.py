@@ -1,6 +1,7 @@
 """What no door should see: too much, too slow, from the wrong place; and what the log says of it."""
 
 import asyncio
+import importlib
 import io
 import json
 import logging
@@ -311,11 +312,15 @@ class Transport:
     def resume_reading(self) -> None: ...
 
 
-@pytest.fixture
-async def connect(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Any]:
+@pytest.fixture(params=["h11", "httptools"])
+async def connect(tmp_path: Path, clock: FakeClock, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Both readers of HTTP that uvicorn may use."""
+    pytest.importorskip(request.param)
+    module = importlib.import_module(f"uvicorn.protocols.http.{request.param}_impl")
+    base = module.H11Protocol if request.param == "h11" else module.HttpToolsProtocol
     async with small_house(tmp_path, clock=clock, serve__max_connections=2) as (house, _):
         alarm = Alarm(clock)
-        config = uvicorn.Config(_reader, http=protocol_for(house, alarm), log_config=None, lifespan="off")
+        config = uvicorn.Config(_reader, http=protocol_for(house, alarm, base), log_config=None, lifespan="off")
         config.load()
         state = ServerState()
 
@@ -341,6 +346,26 @@ async def test_a_head_that_drips_is_not_waited_for(connect: Any, clock: FakeCloc
     clock.advance(1.0)
     await _settle()
     assert transport.written.startswith(b"HTTP/1.1 408 ")
+    assert transport.closed
+
+
+async def test_a_head_without_an_end_is_not_kept(connect: Any) -> None:
+    protocol, transport = connect()
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n")
+    for _ in range(5):
+        protocol.data_received(b"X-More: " + b"y" * 15_000 + b"\r\n")
+        if transport.closed:
+            break
+    assert transport.written.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert transport.closed
+
+
+async def test_bytes_that_are_no_http_in_the_middle_of_a_body_end_it_once(connect: Any) -> None:
+    protocol, transport = connect()
+    protocol.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    await _settle()
+    assert transport.written.startswith(b"HTTP/1.1 400 ")
+    assert transport.written.count(b"HTTP/1.1 ") == 1
     assert transport.closed
 
 

@@ -179,3 +179,16 @@ async def test_every_endpoint_asks_for_the_key_before_it_reads(tmp_path: Path) -
         assert (await client.get("/v1/models")).status_code == 401
         assert (await client.get("/v1/models", headers={"Authorization": f"Bearer {ask}"})).status_code == 200
         assert (await client.get("/livez")).status_code == (await client.get("/readyz")).status_code == 200
+
+
+async def test_over_its_rate_a_key_is_told_when_to_come_back(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    _, secret = store.create("5b", quota=Quota(rate=0.5, burst=1))
+    async with (
+        served(tmp_path, doorman=KeyedDoorman(store, FakeClock())) as door,
+        httpx.AsyncClient(base_url=door.url, headers={"Authorization": f"Bearer {secret}"}) as client,
+    ):
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        refused = await client.post("/v1/chat/completions", content=b"never read")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        assert refused.json()["error"]["type"] == "rate_limit_error"

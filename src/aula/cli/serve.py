@@ -79,6 +79,7 @@ def _print(address: Address) -> None:
     """Where to go, in people's words."""
     realtime = address.http.replace("http", "ws", 1) + "/v1"
     rows = [
+        *([("For people", f"{address.http}/")] if address.has_pages else []),
         ("OpenAI's clients", f"{address.http}/v1"),
         ("Realtime voice", f"{realtime}/realtime"),
         ("Triton's clients", f"{address.http}" + (f", gRPC {address.grpc}" if address.grpc else "")),

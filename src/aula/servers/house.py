@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from aula.assistant.course import Course
-from aula.assistant.generating import Generator
+from aula.assistant.generator import Generator
 from aula.assistant.packs import open_course
 from aula.core.settings import Settings
 from aula.runtime import Runtime

@@ -18,12 +18,12 @@ from typing import Any
 import uvicorn
 
 from aula.assistant.dialogue import Dialogue
-from aula.assistant.generating import Generator
+from aula.assistant.generator import Generator
 from aula.core.errors import SettingsError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import Context
 from aula.runtime import open_runtime
-from aula.servers import kserve
+from aula.servers import kserve, pages
 from aula.servers.app import build_app
 from aula.servers.house import House
 from aula.servers.keys import KeyedDoorman, KeyStore
@@ -42,7 +42,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the server listens. `grpc` is host:port, or None; `is_open`: no key is needed."""
+    """Where the server listens. `grpc` is host:port, or None; `is_open`: no key is needed; `has_pages`: for people."""
 
     host: str
     port: int
@@ -50,6 +50,7 @@ class Address:
     grpc: str | None
     is_open: bool
     course: str
+    has_pages: bool = False
 
     @property
     def http(self) -> str:
@@ -137,7 +138,8 @@ async def open_doors(house: House, *, warm: Callable[[], Awaitable[None]] | None
             await _either(warm(), serving)
             house.traffic.is_warm = True
         scheme = "https" if settings.text("serve.tls_cert") else "http"
-        yield Address(host, port, scheme, grpc_address, is_open, settings.text("course"))
+        has_pages = any(getattr(route, "path", None) == "/" for route in pages.routes(house))
+        yield Address(host, port, scheme, grpc_address, is_open, settings.text("course"), has_pages)
     finally:
         house.traffic.close()
         if server.started:

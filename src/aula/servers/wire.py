@@ -6,24 +6,27 @@ import socket
 import sys
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from aula.servers.house import House
 from aula.serving.alarm import Alarm, Bell
 
+MOST_HEAD = 64 * 1024
+"""Bytes of a head that nobody has read to its end; what is read is judged by `serve.max_header_kb`."""
 
-def protocol_for(house: House, alarm: Alarm) -> type[H11Protocol]:
-    """The class that uvicorn makes one of for each connection."""
+
+def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> Any:
+    """The class that uvicorn makes one of for each connection: on httptools where that is installed, else on h11."""
     most = house.settings.whole("serve.max_connections")
     seconds = house.settings.number("serve.header_seconds")
 
-    class Connection(H11Protocol):
+    class Connection(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             self._bell: Bell | None = None
-            self._heard = False
+            self._heard = 0
             # Each request's scope has a copy.
-            self.app_state = {**self.app_state, "abort": self._abort}
+            self.app_state: dict[str, Any] = {**vars(self)["app_state"], "abort": self._abort}
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -34,21 +37,23 @@ def protocol_for(house: House, alarm: Alarm) -> type[H11Protocol]:
             self._watch()
 
         def data_received(self, data: bytes) -> None:
-            self._heard = True
+            self._heard += len(data)
             super().data_received(data)
             self._watch()
+            if self._bell is not None and self._heard > MOST_HEAD:
+                self._end(431, b"", b"the head of the request is too large")
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._calm()
             house.traffic.connections = len(self.connections)
 
-        def handle_websocket_upgrade(self, event: Any) -> None:
+        def handle_websocket_upgrade(self, *event: Any) -> None:
             self._calm()
-            super().handle_websocket_upgrade(event)
+            super().handle_websocket_upgrade(*event)
 
         def on_response_complete(self) -> None:
-            self._heard = False
+            self._heard = 0
             super().on_response_complete()
 
         def send_400_response(self, msg: str) -> None:

@@ -13,7 +13,7 @@ import openai
 import pytest
 import soundfile
 
-from aula.assistant.generating import Generator
+from aula.assistant.generator import Generator
 from aula.core.errors import BackendError, OverloadError
 from aula.servers.openai.shapes import SpeechRequest
 from tests.servers.doors import INERTIA, Served, recording, served
