@@ -159,6 +159,49 @@ async def test_infinity_is_a_number(clock: FakeClock) -> None:
     assert np.isinf((await ask(running, arrays(value=float("inf"))))["y"]).all()
 
 
+async def test_one_engine_can_be_loaded_by_name_and_tells_its_runs(clock: FakeClock) -> None:
+    loaded: list[str] = []
+
+    def rung(name: str) -> Rung:
+        info = replace(TWICE, name=name)
+
+        def load() -> SessionEngine:
+            loaded.append(name)
+            return SessionEngine(Twice(clock), info, {})
+
+        return Rung(engine_rung_info(name, ""), name, load, engine=info)
+
+    running = Runtime([rung("one"), rung("two")], clock)
+    loading = asyncio.ensure_future(running.load("two"))
+    await work()
+    assert loading.done()
+    assert loaded == ["two"]
+    assert running.engine("two").platform == "toy"
+    with pytest.raises(ModelNotFoundError, match="one, two"):
+        running.engine("three")
+    with pytest.raises(ModelNotFoundError, match="one, two"):
+        await running.load("three")
+    tasks = [start(running, arrays(), name="two") for _ in range(3)]
+    await work()
+    assert all(task.done() for task in tasks)
+    one, two = running.statistics().rungs
+    assert (one.engine, one.runs, one.run_s) == ("one", 0, 0.0)
+    assert (two.engine, two.served) == ("two", 3)
+    assert 1 <= two.runs < 3, "some ran together"
+    assert two.run_s == pytest.approx(3 * 0.001), "and each counts its run whole"
+
+
+async def test_an_engine_that_cannot_be_loaded_says_so(clock: FakeClock) -> None:
+    def load() -> SessionEngine:
+        raise BackendError("the file is damaged", next_step="build it anew")
+
+    running = Runtime([Rung(engine_rung_info("twice", ""), "engine", load, engine=TWICE)], clock)
+    loading = asyncio.ensure_future(running.load("twice"))
+    await work()
+    with pytest.raises(NoRungError, match="damaged"):
+        loading.result()
+
+
 async def test_an_unknown_name_says_which_there_are(clock: FakeClock) -> None:
     running = Runtime([engine_rung(Twice(clock))], clock)
     with pytest.raises(ModelNotFoundError, match="twice"):

@@ -119,9 +119,12 @@ class Keys:
 
     callers: Mapping[str, Caller]
     asked: list[str] = field(default_factory=list)
+    clients: set[str] = field(default_factory=set)
 
     def admit(self, connection: HTTPConnection, ability: str) -> Caller:
         self.asked.append(ability)
+        if connection.client is not None:
+            self.clients.add(connection.client.host)
         secret = connection.headers.get("authorization", "").removeprefix("Bearer ")
         if secret == "slow down":
             raise OverloadError("too many", reason="rate", retry_after_s=2.5, next_step="wait")
@@ -131,9 +134,13 @@ class Keys:
 
 
 def make_house(
-    gate: Gate | None = None, clock: Clock | None = None, doorman: Doorman | None = None, rules: Rules | None = None
+    gate: Gate | None = None,
+    clock: Clock | None = None,
+    doorman: Doorman | None = None,
+    rules: Rules | None = None,
+    rungs: Sequence[Rung] | None = None,
 ) -> House:
-    rungs = [
+    rungs = rungs or [
         toy_rung(TWICE, twice),
         toy_rung(ECHO, echo),
         toy_rung(GATE, gate or Gate()),
@@ -154,7 +161,9 @@ class Doors:
 
 
 @contextmanager
-def serving(doorman: Doorman | None = None, rules: Rules | None = None) -> Iterator[Doors]:
+def serving(
+    doorman: Doorman | None = None, rules: Rules | None = None, rungs: Sequence[Rung] | None = None
+) -> Iterator[Doors]:
     gate = Gate()
     ready: list[Doors] = []
     is_ready, stop = threading.Event(), asyncio.Event()
@@ -162,7 +171,7 @@ def serving(doorman: Doorman | None = None, rules: Rules | None = None) -> Itera
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        house = make_house(gate, doorman=doorman, rules=rules)
+        house = make_house(gate, doorman=doorman, rules=rules, rungs=rungs)
         async with house.runtime:
             with socket.socket() as bound:
                 bound.bind(("127.0.0.1", 0))

@@ -204,6 +204,7 @@ async def test_metadata_are_headers_to_the_doorman() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await call.read()
             assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert keys.clients == {"127.0.0.1"}
             live = method(channel, "ServerLive")
             assert (await live(messages.ServerLiveRequest())).live, "how the server is anybody may ask"
         await server.stop(None)

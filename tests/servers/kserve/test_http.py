@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from aula.core.clock import FakeClock
 from aula.servers import kserve
 from aula.servers.house import House
-from aula.servers.kserve import bodies
+from aula.servers.kserve import bodies, tensors
 from tests.servers.kserve.serving import DTYPES, Gate, make_house, until
 from tests.serving.hand import by_hand
 
@@ -34,9 +34,9 @@ def request(rows: int = 1, **more: Any) -> dict[str, Any]:
     }
 
 
-def binary(head: dict[str, Any], *tensors: bytes) -> tuple[bytes, dict[str, str]]:
+def binary(head: dict[str, Any], *raw: bytes) -> tuple[bytes, dict[str, str]]:
     text = json.dumps(head).encode()
-    return b"".join((text, *tensors)), {LENGTH: str(len(text))}
+    return b"".join((text, *raw)), {LENGTH: str(len(text))}
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ async def test_bytes_in_and_bytes_out_for_each_output_that_wants_them(client: ht
 async def test_all_datatypes_in_json(client: httpx.AsyncClient) -> None:
     """Those of half precision come as bytes; JSON has no numbers for them."""
     inputs: list[dict[str, Any]] = []
-    tensors = []
+    halves = []
     for name in DTYPES:
         one: dict[str, Any] = {"name": name, "shape": [2], "datatype": name}
         if name in ("FP16", "BF16"):
-            tensors.append(np.array([1.5, -2], DTYPES[name]).tobytes())
+            halves.append(np.array([1.5, -2], DTYPES[name]).tobytes())
             one["parameters"] = {"binary_data_size": 4}
         else:
             one["data"] = {"BOOL": [True, False], "BYTES": ["惯性", ""]}.get(name, [1, 2])
@@ -112,7 +112,7 @@ async def test_all_datatypes_in_json(client: httpx.AsyncClient) -> None:
     outputs = [
         {"name": f"{name}_again", "parameters": {"binary_data": name in ("FP16", "BF16")}} for name in sorted(DTYPES)
     ]
-    body, headers = binary({"inputs": inputs, "outputs": outputs}, *tensors)
+    body, headers = binary({"inputs": inputs, "outputs": outputs}, *halves)
     came = await client.post("/v2/models/echo/infer", content=body, headers=headers)
     assert came.status_code == 200, came.text
     length = int(came.headers[LENGTH])
@@ -121,11 +121,11 @@ async def test_all_datatypes_in_json(client: httpx.AsyncClient) -> None:
     assert told["BOOL_again"] == [True, False]
     assert told["BYTES_again"] == ["惯性", ""]
     assert told["UINT64_again"] == told["FP64_again"] == [1, 2]
-    halves = came.content[length:]
-    assert np.frombuffer(halves[:4], ml_dtypes.bfloat16).tolist() == [1.5, -2]
-    assert np.frombuffer(halves[4:], np.float16).tolist() == [1.5, -2]
+    raw = came.content[length:]
+    assert np.frombuffer(raw[:4], ml_dtypes.bfloat16).tolist() == [1.5, -2]
+    assert np.frombuffer(raw[4:], np.float16).tolist() == [1.5, -2]
     del outputs[0]["parameters"]
-    body, headers = binary({"inputs": inputs, "outputs": outputs}, *tensors)
+    body, headers = binary({"inputs": inputs, "outputs": outputs}, *halves)
     came = await client.post("/v2/models/echo/infer", content=body, headers=headers)
     assert came.status_code == 400
     assert "BF16" in came.json()["error"]
@@ -254,6 +254,24 @@ async def test_more_json_than_the_loop_should_read(client: httpx.AsyncClient, mo
     came = await client.post(INFER, json=request())
     assert came.status_code == 413
     assert "binary" in came.json()["error"]
+
+
+async def test_longer_lists_than_the_loop_should_write(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "MOST_NUMBERS", 3)
+    monkeypatch.setattr(tensors, "MOST_STRINGS", 1)
+    text, number = np.zeros(4, np.float32).tobytes(), {"name": "x", "shape": [4], "datatype": "FP32"}
+    for one in (
+        {**number, "data": [0] * 4},
+        {**number, "parameters": {"binary_data_size": 16}},
+        {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["", ""]},
+        {"name": "x", "shape": [4], "datatype": "BYTES", "parameters": {"binary_data_size": 16}},
+    ):
+        body, headers = binary({"inputs": [one]}, text if "parameters" in one else b"")
+        came = await client.post("/v2/models/gate/infer", content=body, headers=headers)
+        assert came.status_code == 400
+        assert "elements" in came.json()["error"] or "up to 1 strings" in came.json()["error"]
 
 
 async def test_a_body_in_pieces_without_a_length(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

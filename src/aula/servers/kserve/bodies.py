@@ -13,7 +13,7 @@ from aula.servers.kserve.faults import NotServedError, TooMuchError
 
 MOST_BYTES = 256 * 2**20
 """Of a body, unpacked."""
-MOST_JSON = 16 * 2**20
+MOST_JSON = 8 * 2**20
 """Of its JSON, which holds the loop while it is read; tensors as bytes do not."""
 HEADER_LENGTH = b"inference-header-content-length"
 ALIGNED = 64

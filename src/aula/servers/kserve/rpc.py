@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -187,7 +188,14 @@ class _Door:
     def admit(self, context: Any) -> Caller:
         """A doorman reads headers, and metadata are headers."""
         headers = [(key.lower().encode(), _header(value)) for key, value in context.invocation_metadata() or ()]
-        scope = {"type": "http", "method": "POST", "path": f"/{SERVICE}", "query_string": b"", "headers": headers}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": f"/{SERVICE}",
+            "query_string": b"",
+            "headers": headers,
+            "client": _client(context.peer()),
+        }
         return self._doorman.admit(HTTPConnection(scope), _ABILITY)
 
 
@@ -225,6 +233,13 @@ def _add(parameters: dict[str, Any], told: Mapping[str, Any]) -> None:
 
 def _header(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
+
+
+def _client(peer: str) -> tuple[str, int] | None:
+    """gRPC writes ipv4:127.0.0.1:50000 and ipv6:%5B::1%5D:50000."""
+    kind, _, address = unquote(peer).partition(":")
+    host, _, port = address.rpartition(":")
+    return (host.strip("[]"), int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _snake(name: str) -> str:

@@ -36,8 +36,10 @@ RAW_ONLY = frozenset({"FP16", "BF16"})
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 4
 """Before each string of a raw BYTES tensor."""
-MOST_STRINGS = 1 << 20
-"""Elements of one BYTES tensor: each is an object of its own."""
+MOST_STRINGS = 1 << 16
+MOST_NUMBERS = 1 << 19
+"""Elements of a BYTES tensor, and of one that comes or goes as numbers: each becomes an object, while everybody else
+waits. Raw bytes have no such limit."""
 MOST_AXES = 32
 _LONGEST_AXIS = 1 << 31
 
@@ -86,7 +88,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: Any) -> Array:
 def from_json(name: str, datatype: str, shape: Sequence[int], text: Any) -> Array:
     """`text` is the JSON of the data alone, so that it is read once, as what it must be. Raises InputError."""
     dtype = _dtype_of(name, datatype)
-    count = checked_shape(name, shape)
+    count = _listed(name, datatype, checked_shape(name, shape))
     if datatype in RAW_ONLY:
         raise InputError(
             f"{name[:80]!r} is {datatype}, which JSON has no numbers for", next_step="send it as binary data"
@@ -114,7 +116,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], text: Any) -> Arra
 def from_list(name: str, datatype: str, shape: Sequence[int], values: Any) -> Array:
     """From a list of numbers, or of bytes, that is as long as the shape says. Raises InputError."""
     dtype = _dtype_of(name, datatype)
-    count = checked_shape(name, shape)
+    count = _listed(name, datatype, checked_shape(name, shape))
     if datatype in RAW_ONLY:
         raise InputError(f"{name[:80]!r} is {datatype}, which has no list", next_step="send it as raw contents")
     return _filled(name, dtype, count, values).reshape(shape)
@@ -130,6 +132,7 @@ def to_raw(array: Array) -> Any:
 
 def to_list(name: str, array: Array) -> list[Any]:
     """For JSON, flat. A number that is none, or infinite, becomes null: JSON has no other. Raises InputError."""
+    _listed(name, datatype_of(array.dtype), array.size)
     if array.dtype.kind in "OSU":
         try:
             return [as_bytes(one).decode() for one in array.reshape(-1)]
@@ -143,6 +146,17 @@ def to_list(name: str, array: Array) -> list[Any]:
             next_step="ask for it as binary data",
         )
     return list(array.reshape(-1).tolist())
+
+
+def _listed(name: str, datatype: str, count: int) -> int:
+    """The count, if a list may be so long. Raises InputError."""
+    most = MOST_STRINGS if datatype == "BYTES" else MOST_NUMBERS
+    if count > most:
+        raise InputError(
+            f"{name[:80]!r} has {count} elements, and a list at most {most}",
+            next_step="send it, or ask for it, as binary data",
+        )
+    return count
 
 
 def as_bytes(value: Any) -> bytes:
