@@ -8,9 +8,10 @@ PyTriton, each in a process of its own, in turns over the rounds. Small requests
 flight for what a request costs, 64 in flight for how many pass. The median of the rounds counts. Clients are plain
 sockets with prepared bytes, gRPC's own library, and perf_analyzer where it is given.
 
-Limits: client and server share this machine's cores, and so does whoever else works on it: the processor time that a
-server spends on a request, its engine included, is printed beside, and says more there than any clock. Ours is the door
-alone, as `aula serve` has it, without keys and without what stands before all doors.
+Limits: client and server share this machine's cores, and so does whoever else works on it. So the processor time that
+a server spends on a request, its engine included, is printed beside, and the part of the time in which the engine ran
+(as the server's own statistics tell it; PyTriton's count the way to its process too): they say more than any clock.
+Ours is the door alone, as `aula serve` has it, without keys and without what stands before all doors.
 
 PyTriton: python3.11 -m venv DIR; DIR/bin/pip install nvidia-pytriton==0.7.0 "numpy<2" onnxruntime. perf_analyzer is in
 the wheel tritonclient==2.49.0; the two libraries that it wants are in nvidia_pytriton.libs. The last line is JSON.
@@ -32,7 +33,7 @@ from rich.table import Table
 from aula.bench.machine import busy, machine
 from benchmarks.kserve.engines import BATCH, SIZES, Alone, write
 from benchmarks.kserve.requests import grpc_request, http_request
-from benchmarks.kserve.running import Place, Server, output_of, running
+from benchmarks.kserve.running import Place, Server, busy_beside, output_of, running
 
 CROWD = 64
 Figures = dict[str, float]
@@ -96,16 +97,17 @@ def _measure(place: Place, folder: Path, tools: Tools) -> Iterator[tuple[str, fl
     seconds = str(tools.seconds)
     for many in (1, CROWD):
         before = place.processor_seconds()
-        words = output_of(
-            sys.executable, "-m", "benchmarks.kserve.asking", str(place.http), str(many), seconds, str(folder / "http")
-        )
+        asking = ("-m", "benchmarks.kserve.asking", str(place.http), str(many), seconds, str(folder / "http"))
+        words, busy_part = busy_beside(place.http, tools.seconds, sys.executable, *asking)
         told = json.loads(words)
         spent = place.processor_seconds() - before
         for name in ("p50_ms", "p99_ms", "a_second"):
             yield f"http {many} {name}", told[name]
         yield f"http {many} cpu_us", round(1e6 * spent / told["all"])
-    asking = ("-m", "benchmarks.kserve.asking_grpc", str(place.grpc), seconds, str(folder / "grpc"))
-    words = output_of(sys.executable, *asking)
+        yield f"http {many} engine busy", round(busy_part, 2)
+    words = output_of(
+        sys.executable, "-m", "benchmarks.kserve.asking_grpc", str(place.grpc), seconds, str(folder / "grpc")
+    )
     for name, value in json.loads(words).items():
         yield f"grpc 1 {name}", value
     if tools.perf_analyzer is not None:

@@ -6,6 +6,7 @@ prints one line of JSON: milliseconds of requests at the 50th and 99th hundredth
 told, those of a first second too, which only warms up.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -52,9 +53,9 @@ class _Line:
 def ask(port: int, connections: int, seconds: float, request: bytes) -> dict[str, float]:
     times: list[float] = []
     answered = 0
-    with selectors.DefaultSelector() as selector:
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
         for _ in range(connections):
-            sock = socket.create_connection(("127.0.0.1", port))
+            sock = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             line = _Line(sock)
             selector.register(sock, selectors.EVENT_READ, line)

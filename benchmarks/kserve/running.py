@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,18 @@ class Place:
         return total
 
 
+def spent(port: int) -> tuple[float, float]:
+    """The moment, and seconds in which the engine ran until then, as the server's own statistics tell: what they count
+    for each request, once for each run."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/v2/models/engine/stats")
+    (told,) = json.loads(connection.getresponse().read())["model_stats"]
+    now = time.perf_counter()
+    connection.close()
+    ran = told["inference_stats"]["compute_infer"]
+    return now, ran["ns"] / 1e9 * told["execution_count"] / max(1, ran["count"])
+
+
 @contextlib.contextmanager
 def running(server: Server, engine: Path, batch: int, folder: Path) -> Iterator[Place]:
     """The server once it is ready. It ends with the block."""
@@ -70,6 +83,19 @@ def running(server: Server, engine: Path, batch: int, folder: Path) -> Iterator[
             with contextlib.suppress(ProcessLookupError):  # and whatever of its own session it left
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def busy_beside(port: int, seconds: float, *command: str) -> tuple[str, float]:
+    """What a client prints, and the part of the time in which the engine ran while it asked: not at its beginning."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        time.sleep(1.5)
+        began, before = spent(port)
+        time.sleep(max(0.5, seconds - 1.0))
+        ended, after = spent(port)
+        words, _ = client.communicate()
+    if client.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    return words.strip(), (after - before) / (ended - began)
 
 
 def output_of(*command: str, environment: Mapping[str, str] | None = None) -> str:

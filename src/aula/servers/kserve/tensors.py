@@ -82,6 +82,8 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: Any) -> Array:
             next_step="send as many bytes as the shape takes",
         )
     array: Array = np.frombuffer(raw, dtype).reshape(shape)
+    if datatype == "BOOL" and (array.view(np.uint8) > 1).any():
+        raise InputError(f"{name[:80]!r} is BOOL, and some of its bytes are not 0 or 1", next_step="send 0 or 1")
     return array if array.flags.aligned else array.copy()
 
 
