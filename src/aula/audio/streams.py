@@ -30,6 +30,9 @@ PATIENCE_S = 15.0
 
 FRAME_MS = 100
 _CHUNK = 4096
+_HEAD = 8192
+"""Bytes that are there before a decoder is opened: soundfile opens one at a time in a process, and all others would
+wait with one that waits for the network."""
 _MOST_REDIRECTS = 4
 
 
@@ -53,10 +56,12 @@ class AudioStream:
         self._failed: AudioError | None = None
         self._handle: Any = None
         self._reading = threading.Lock()
+        self._begun = threading.Event()
 
     def __enter__(self) -> Self:
         if self._source == STANDARD_INPUT:
             self._descriptor = _standard_input()
+            self._begun.set()
             return self
         response = self._connected(self._source)
         self._descriptor, writing = os.pipe()
@@ -102,6 +107,7 @@ class AudioStream:
     def _decoder(self) -> Any:
         import soundfile
 
+        self._begun.wait()
         try:
             self._handle = soundfile.SoundFile(self._descriptor, closefd=False)
         except (soundfile.LibsndfileError, TypeError) as error:
@@ -157,6 +163,11 @@ class AudioStream:
     def _fetch(self, response: http.client.HTTPResponse, writing: int) -> None:
         """In a thread of its own: it waits for the network, and for whoever takes the sound."""
         try:
+            head = bytearray()
+            while len(head) < _HEAD and (content := response.read1(_CHUNK)):
+                head += content
+            os.write(writing, head)  # a pipe holds so much
+            self._begun.set()
             while content := response.read1(_CHUNK):
                 view = memoryview(content)
                 while view:
@@ -174,6 +185,7 @@ class AudioStream:
         finally:
             os.close(writing)
             response.close()
+            self._begun.set()
 
 
 def _check(address: str) -> None:
