@@ -100,6 +100,11 @@ class Scheduler:
             return False
         return True
 
+    def expire(self, ticket: Ticket) -> None:
+        """Its deadline has passed: one that waits is told now, and not when a worker comes to it."""
+        if ticket.state is State.WAITING:
+            self._drop(ticket)
+
     def finished(
         self,
         batch: Batch,

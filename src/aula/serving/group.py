@@ -45,7 +45,8 @@ from aula.serving.usage import Usage
 from aula.serving.ways import Ways
 
 GRACE_S = 1.0
-"""Late answers are still given so long after the deadline; then the caller is told, and the work is left behind."""
+"""What ran at the deadline is still answered so long after it; then the caller is told, and the work is left behind.
+What waited is told at the deadline."""
 HUNG_S = 60.0
 """A run that takes so long, and HUNG_TIMES what was expected, will not come back. Adapting a recogniser to a course
 takes seconds; loads and builds may take minutes, and are not counted."""
@@ -132,7 +133,16 @@ class Group:
             if (not left or ticket.state is not State.ANSWERED) and not done.done():
                 done.set_result(None)
 
-        bell = None
+        deadline = math.inf if context.deadline is None else context.deadline
+        bell: Bell | None = None
+
+        def at_deadline() -> None:
+            nonlocal bell
+            for ticket in tickets:
+                self.scheduler.expire(ticket)
+            if not done.done():
+                bell = self._alarm.at(deadline + GRACE_S, lambda: self._cancel(tickets))
+
         try:
             for number, (size, payload) in enumerate(work):
                 is_part = again or place is not None or number > 0
@@ -144,8 +154,8 @@ class Group:
                 if ticket.state in (State.REFUSED, State.FAILED):
                     break
             self.tend()
-            if context.deadline is not None and context.deadline < math.inf and not done.done():
-                bell = self._alarm.at(context.deadline + GRACE_S, lambda: self._cancel(tickets))
+            if deadline < math.inf and not done.done():
+                bell = self._alarm.at(deadline, at_deadline)
             await done
         except asyncio.CancelledError:
             for ticket in tickets:
