@@ -45,16 +45,30 @@ class Place:
         return total
 
 
-def spent(port: int) -> tuple[float, float]:
-    """The moment, and seconds in which the engine ran until then, as the server's own statistics tell: what they count
-    for each request, once for each run."""
+@dataclass(frozen=True)
+class Ran:
+    """What a server's own statistics tell of its engine until a `moment`. They count the whole of a run for each
+    request that was in it."""
+
+    moment: float
+    seconds: float
+    requests: int
+    runs: int
+
+    def busy_since(self, before: "Ran") -> float:
+        """The part of the time since then in which the engine ran."""
+        requests = max(1, self.requests - before.requests)
+        seconds = (self.seconds - before.seconds) * (self.runs - before.runs) / requests
+        return seconds / (self.moment - before.moment)
+
+
+def ran(port: int) -> Ran:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/v2/models/engine/stats")
     (told,) = json.loads(connection.getresponse().read())["model_stats"]
-    now = time.perf_counter()
     connection.close()
-    ran = told["inference_stats"]["compute_infer"]
-    return now, ran["ns"] / 1e9 * told["execution_count"] / max(1, ran["count"])
+    infer = told["inference_stats"]["compute_infer"]
+    return Ran(time.perf_counter(), infer["ns"] / 1e9, infer["count"], told["execution_count"])
 
 
 @contextlib.contextmanager
@@ -89,13 +103,13 @@ def busy_beside(port: int, seconds: float, *command: str) -> tuple[str, float]:
     """What a client prints, and the part of the time in which the engine ran while it asked: not at its beginning."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         time.sleep(1.5)
-        began, before = spent(port)
+        before = ran(port)
         time.sleep(max(0.5, seconds - 1.0))
-        ended, after = spent(port)
+        after = ran(port)
         words, _ = client.communicate()
     if client.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return words.strip(), (after - before) / (ended - began)
+    return words.strip(), after.busy_since(before)
 
 
 def output_of(*command: str, environment: Mapping[str, str] | None = None) -> str:
