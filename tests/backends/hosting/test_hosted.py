@@ -361,13 +361,11 @@ def _kill(session: HostedSession) -> None:
     import os
     import signal
 
-    pid = session.health().pid
-    os.kill(pid, signal.SIGKILL)
-    assert ended(pid)
-    back = session.wait_ready(AT_LAST)
-    while back and session.health().pid == pid:
-        back = session.wait_ready(AT_LAST)
-    assert back
+    dead = session.health().pid
+    os.kill(dead, signal.SIGKILL)
+    assert ended(dead)
+    while (now := session.health()).state is not HostState.READY or now.pid == dead:  # its end may not be noticed yet
+        assert session.wait_ready(AT_LAST)
 
 
 # TensorRT, on fakes.
