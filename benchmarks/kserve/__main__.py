@@ -1,7 +1,7 @@
 """What the door of the Open Inference Protocol adds to an engine, beside PyTriton hosting the same one.
 
     python -m benchmarks.kserve [--pytriton ENVIRONMENT] [--perf-analyzer BINARY --libraries FOLDER]
-                                [--http httptools|h11] [--loop asyncio|uvloop] [--seconds 3] [--rounds 3]
+                                [--loop asyncio|uvloop] [--seconds 3] [--rounds 3]
 
 Two ONNX files of matrix products, small and middling, on ONNX Runtime with one thread; the engine alone, our server,
 PyTriton, each in a process of its own, in turns over the rounds. Small requests (64 numbers) as binary tensors: one in
@@ -11,7 +11,7 @@ sockets with prepared bytes, gRPC's own library, and perf_analyzer where it is g
 Limits: client and server share this machine's cores, and so does whoever else works on it. So the processor time that
 a server spends on a request, its engine included, is printed beside, and the part of the time in which the engine ran
 (as the server's own statistics tell it; PyTriton's count the way to its process too): they say more than any clock.
-Ours is the door alone, as `aula serve` has it, without keys and without what stands before all doors.
+Ours is all that `aula serve` puts around an engine: limits, origins, the log of requests, the question for a key.
 
 PyTriton: python3.11 -m venv DIR; DIR/bin/pip install nvidia-pytriton==0.7.0 "numpy<2" onnxruntime. perf_analyzer is in
 the wheel tritonclient==2.49.0; the two libraries that it wants are in nvidia_pytriton.libs. The last line is JSON.
@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--pytriton", type=Path, help="an environment with nvidia-pytriton and onnxruntime")
     parser.add_argument("--perf-analyzer", type=Path)
     parser.add_argument("--libraries", type=Path, help="where perf_analyzer finds libb64 and libcudart")
-    parser.add_argument("--http", default="auto", help="uvicorn's HTTP parser")
     parser.add_argument("--loop", default="asyncio")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -81,13 +80,13 @@ def main() -> None:
         if given is None:
             print(f"skipped: {missing}, which was not given")
     engines_alone = {name: vars(one) for name, one in own.items()}
-    how = {"http": options.http, "loop": options.loop, "rounds": options.rounds, "seconds": options.seconds}
+    how = {"loop": options.loop, "rounds": options.rounds, "seconds": options.seconds}
     print(json.dumps({"benchmark": "kserve", "alone": engines_alone, **rows, **how, "load": busy(), **machine()}))
 
 
 def _servers(options: argparse.Namespace) -> Iterator[Server]:
     ours = (sys.executable, "-m", "benchmarks.kserve.servers.ours")
-    yield Server("aula", ours, (options.http, options.loop))
+    yield Server("aula", ours, (options.loop,))
     if options.pytriton is not None:
         python = str(options.pytriton.absolute() / "bin" / "python")
         yield Server("PyTriton", (python, str(Path(__file__).parent / "servers" / "pytriton_server.py")))

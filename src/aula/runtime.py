@@ -416,25 +416,20 @@ class Runtime:
 
     @contextmanager
     def _let_in(self, capability: Capability, context: Context) -> Iterator[Span]:
-        """What every request meets before it is anybody's ticket."""
-        told = {"tenant": str(context.tenant), "tier": str(context.tier)}
-        with self._counted(capability, context), span(str(capability), **told) as traced:
-            check(context)
-            self._rules.check(context.tenant)
-            if context.deadline is not None and self.clock.now() >= context.deadline:
-                raise DeadlineError(
-                    f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
-                ).refused("deadline")
-            yield traced
-
-    @contextmanager
-    def _counted(self, capability: Capability, context: Context) -> Iterator[None]:
-        """However it ends, it ends once."""
+        """What every request meets before it is anybody's ticket. However it ends, it ends once."""
         self._counts["submitted"] += 1
         end = "failed"
         start = self.clock.now()
         try:
-            yield
+            with span(str(capability), tenant=str(context.tenant), tier=str(context.tier)) as traced:
+                check(context)
+                self._rules.check(context.tenant)
+                if context.deadline is not None and start >= context.deadline:
+                    raise DeadlineError(
+                        f"the deadline passed before {capability} could start",
+                        next_step="ask again, or allow more time",
+                    ).refused("deadline")
+                yield traced
             end = "answered"
         except AulaError as error:
             if error.reason is not None:

@@ -5,8 +5,9 @@ import importlib
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from aula.core.clock import FakeClock
 from aula.servers.front import Front
 from aula.servers.logs import LOGGERS, configure
 from aula.servers.origins import Origins
-from aula.servers.wire import protocol_for
+from aula.servers.wire import LINK, Link, protocol_for
 from aula.serving.alarm import Alarm
 from tests.servers.doors import served, small_house
 
@@ -138,11 +139,18 @@ async def test_a_body_that_drips_is_not_waited_for_either(front: Front, clock: F
     assert wire.status == 408
 
 
+class _Clogged:
+    """A connection whose client does not read."""
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        self.transport, self.flow, self.cycle = SimpleNamespace(abort=abort), SimpleNamespace(write_paused=True), None
+
+
 async def test_a_client_that_does_not_read_is_cut_off(front: Front, clock: FakeClock) -> None:
     wire = Wire()
     wire.reads.clear()
     wire.piece(b"{}", more=False)
-    scope = {**_scope(), "state": {"abort": wire.abort}}
+    scope = {**_scope(), "state": {LINK: Link(_Clogged(wire.abort), set())}}
     answering = asyncio.ensure_future(front(scope, wire.receive, wire.send))
     await _settle()
     clock.advance(30.0)

@@ -1,45 +1,43 @@
-"""Our runtime, our session and our doors, as `aula serve` joins them, without what it puts before all doors.
+"""Our runtime, our session and our doors, as `aula serve` opens them: limits, origins, log and keys' place included.
 
-python -m benchmarks.kserve.servers.ours ENGINE HTTP_PORT GRPC_PORT BATCH [h11|httptools] [asyncio|uvloop]
+python -m benchmarks.kserve.servers.ours ENGINE HTTP_PORT GRPC_PORT BATCH [asyncio|uvloop]
 """
 
 import asyncio
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
-
-import uvicorn
-from starlette.applications import Starlette
 
 from aula.backends.session import SessionOptions, open_session
 from aula.core.settings import Settings
 from aula.models.raw import SessionEngine, engine_rung_info
 from aula.runtime import EngineInfo, Rung, Runtime
-from aula.servers import kserve
 from aula.servers.callers import EveryoneIsLocal
 from aula.servers.house import House
+from aula.servers.logs import configure
+from aula.servers.serving import open_doors, share_the_interpreter
 
 
-async def main(engine: Path, http_port: int, grpc_port: int, batch: int, http: Any) -> None:
+async def main(engine: Path, http_port: int, grpc_port: int, batch: int) -> None:
     session = open_session("onnxruntime", engine, SessionOptions(threads=1))
     info = EngineInfo("engine", "1", session.backend, session.inputs, session.outputs, batch)
     rung = Rung(engine_rung_info("engine", ""), "engine", lambda: SessionEngine(session, info, {}), engine=info)
-    house = House(Runtime([rung]), Settings({}), EveryoneIsLocal())
+    house = House(Runtime([rung]), Settings({"serve.port": http_port, "serve.grpc_port": grpc_port}), EveryoneIsLocal())
+    share_the_interpreter()
     async with house.runtime:
         await house.runtime.probe()
-        grpc = await kserve.grpc_server(house, f"127.0.0.1:{grpc_port}")
-        await grpc.start()
-        app = Starlette(routes=kserve.routes(house))
-        config = uvicorn.Config(app, port=http_port, http=http, log_level="error", access_log=False)
-        await uvicorn.Server(config).serve()
-        await grpc.stop(None)
+        async with open_doors(house):
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    _engine, _http_port, _grpc_port, _batch, _http, _loop = (*sys.argv[1:], "auto", "auto")[:6]
-    serving = main(Path(_engine), int(_http_port), int(_grpc_port), int(_batch), _http)
-    if _loop == "uvloop":
-        importlib.import_module("uvloop").run(serving)
-    else:
-        asyncio.run(serving)
+    _engine, _http_port, _grpc_port, _batch, _loop = (*sys.argv[1:], "auto")[:5]
+    serving: Any = main(Path(_engine), int(_http_port), int(_grpc_port), int(_batch))
+    with Path(os.devnull).open("w", encoding="utf-8") as log:
+        configure("text", log)
+        if _loop == "uvloop":
+            importlib.import_module("uvloop").run(serving)
+        else:
+            asyncio.run(serving)

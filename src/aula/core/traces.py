@@ -5,8 +5,8 @@ before, and only then are spans made. Attributes are in aula's own words: tenant
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 TRACER = "aula"
@@ -26,16 +26,28 @@ class Span:
                 self._span.set_attribute(f"aula.{name}", value)
 
 
-_SILENT = Span()
+class _Silence:
+    """Around a block of which nobody keeps a trace."""
+
+    _span = Span()
+
+    def __enter__(self) -> Span:
+        return self._span
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_SILENCE = _Silence()
+
+
+def span(name: str, **attributes: str | float | bool) -> AbstractContextManager[Span]:
+    """A span named `aula.<name>` around the block; an error that leaves the block is recorded in it."""
+    api = sys.modules.get("opentelemetry.trace")
+    return _SILENCE if api is None else _traced(api, name, attributes)
 
 
 @contextmanager
-def span(name: str, **attributes: str | float | bool) -> Iterator[Span]:
-    """A span named `aula.<name>` around the block; an error that leaves the block is recorded in it."""
-    api = sys.modules.get("opentelemetry.trace")
-    if api is None:
-        yield _SILENT
-        return
+def _traced(api: Any, name: str, attributes: Mapping[str, str | float | bool]) -> Iterator[Span]:
     with api.get_tracer(TRACER).start_as_current_span(f"aula.{name}") as opened:
         told = Span(opened)
         told.tell(**attributes)

@@ -48,9 +48,12 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def admits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(self.shape) and all(
-            isinstance(wanted, str) or wanted == got for wanted, got in zip(self.shape, shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for wanted, got in zip(self.shape, shape, strict=True):
+            if wanted != got and not isinstance(wanted, str):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,28 +2,27 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from aula.core.errors import AulaError
 from aula.servers import describing, health, kserve, openai, pages, realtime
 from aula.servers.faults import refusal, shaped
-from aula.servers.front import Front
+from aula.servers.front import App, Front
 from aula.servers.house import House
 from aula.servers.origins import Origins
 
 
-def build_app(house: House, origins: Origins | None = None) -> Starlette:
+def build_app(house: House, origins: Origins | None = None) -> App:
     """Every door on one House; whoever serves it opens and closes the House's runtime."""
     rooms = (health, openai, realtime, kserve, pages)
     routes = [route for room in rooms for route in room.routes(house)]
     operations = [one for room in rooms for one in getattr(room, "OPERATIONS", ())]
-    return Starlette(
+    doors = Starlette(
         routes=[*describing.routes(operations), *routes],
-        middleware=[Middleware(Front, house=house, origins=origins)],
         exception_handlers={HTTPException: _http_fault, AulaError: _fault},
     )
+    return Front(kserve.shortcut(house, doors), house, origins)
 
 
 async def _http_fault(request: Request, error: HTTPException) -> Response:

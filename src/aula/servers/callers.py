@@ -48,8 +48,8 @@ class Caller:
                 available=sorted(self.abilities),
                 next_step=f"ask for a key with the ability {ability!r}",
             )
-        tenant = connection.headers.get(TENANT_HEADER, self.tenant)
-        tier = connection.headers.get(TIER_HEADER, self.tier)
+        tenant = header(connection, TENANT_HEADER, self.tenant)
+        tier = header(connection, TIER_HEADER, self.tier)
         if tenant != self.tenant and not self.may("delegate"):
             raise NotAllowedError(
                 f"the key {self.key!r} is of {self.tenant!r}, and may not speak for others",
@@ -87,8 +87,8 @@ class EveryoneIsLocal:
 
 def deadline_of(connection: HTTPConnection, clock: Clock) -> float | None:
     """The moment until which the caller waits, from the milliseconds that he names. Raises InputError."""
-    told = connection.headers.get(DEADLINE_HEADER)
-    if told is None:
+    told = header(connection, DEADLINE_HEADER)
+    if not told:
         return None
     try:
         milliseconds = float(told)
@@ -97,6 +97,15 @@ def deadline_of(connection: HTTPConnection, clock: Clock) -> float | None:
     if not 0 < milliseconds < 1e9:
         raise InputError(f"{DEADLINE_HEADER} is {told[:40]!r}", next_step="give milliseconds from now, like 500")
     return clock.now() + milliseconds / 1000
+
+
+def header(connection: HTTPConnection, name: str, otherwise: str = "") -> str:
+    """The first of that name (in small letters): a look at the list, where Starlette would make an object first."""
+    wanted = name.encode("latin-1")
+    for key, value in connection.scope["headers"]:
+        if key == wanted:
+            return str(value, "latin-1")
+    return otherwise
 
 
 def noted(connection: HTTPConnection, caller: Caller) -> Caller:

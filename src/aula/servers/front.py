@@ -1,6 +1,6 @@
 """Before every door: limits, origins, the end of service, and one line of the log for each request."""
 
-import secrets
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,12 +15,15 @@ from aula.servers.house import House
 from aula.servers.limits import Limits, Message, Metered, Receive, Scope, Send
 from aula.servers.logs import log_defect, log_request
 from aula.servers.origins import Origins, origin_of
+from aula.servers.wire import link_of
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ALWAYS = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered to the very end."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_IDS = random.Random()
+"""No secret: a request's id is told to its client, and written in the log."""
 _DOORS = {"v1": "openai", "v2": "kserve", "metrics": "health", "livez": "health", "readyz": "health"}
 
 
@@ -42,7 +45,7 @@ class Front:
         scope[DEPARTURES] = []
         headers = dict(scope["headers"])
         answer = self._refused(scope, headers)
-        metered = Metered(self._limits, self._clock, receive, send, _abort_of(scope))
+        metered = Metered(self._limits, self._clock, receive, send, link_of(scope))
         is_http = scope["type"] == "http"
 
         async def sending(message: Message) -> None:
@@ -117,7 +120,7 @@ class _Visit:
     """What the log says of one request."""
 
     def __init__(self, scope: Scope, began: float) -> None:
-        self.id = secrets.token_hex(8)
+        self.id = f"{_IDS.getrandbits(64):016x}"
         self.status: int | None = None
         self.is_preflight = scope.get("method") == "OPTIONS"
         self._began = began
@@ -146,9 +149,3 @@ class _Visit:
             **({"tenant": caller.tenant, "key": caller.key} if caller is not None else {}),
             **({"cut": True} if self._is_cut or self.status is None else {}),
         }
-
-
-def _abort_of(scope: Scope) -> Callable[[], None]:
-    """Cuts the connection off where the server offers that; a client that never reads would else keep it."""
-    abort = (scope.get("state") or {}).get("abort")
-    return abort if callable(abort) else lambda: None

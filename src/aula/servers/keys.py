@@ -20,7 +20,7 @@ from aula.core.errors import InputError, KeyAbsentError, KeyRefusedError, Settin
 from aula.core.files import write_atomically
 from aula.core.settings import Settings
 from aula.scheduling.admission import Quota, Quotas
-from aula.servers.callers import ABILITIES, TIERS, Caller, noted, when_gone
+from aula.servers.callers import ABILITIES, TIERS, Caller, header, noted, when_gone
 from aula.servers.logs import log_warning
 
 PREFIX = "sk-aula-"
@@ -237,12 +237,11 @@ class KeyedDoorman:
 
 def secret_of(connection: HTTPConnection) -> str | None:
     """What the client brought, in whichever way its protocol has."""
-    headers: Mapping[str, str] = connection.headers
-    scheme, _, value = headers.get("authorization", "").partition(" ")
+    scheme, _, value = header(connection, "authorization").partition(" ")
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()
-    for header in ("x-api-key", "api-key"):
-        if value := headers.get(header, ""):
+    for name in ("x-api-key", "api-key"):
+        if value := header(connection, name):
             return value
     offered: Sequence[str] = connection.scope.get("subprotocols") or ()
     return next((one.removeprefix(SUBPROTOCOL) for one in offered if one.startswith(SUBPROTOCOL)), None)

@@ -8,6 +8,7 @@ from typing import Any, Self
 from aula.core.clock import Clock, within
 from aula.core.errors import TooLargeError, TooSlowError
 from aula.core.settings import Settings
+from aula.servers.wire import Link
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -65,14 +66,14 @@ def _content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 class Metered:
     """One request's two ways, counted and timed."""
 
-    def __init__(self, limits: Limits, clock: Clock, receive: Receive, send: Send, abort: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, clock: Clock, receive: Receive, send: Send, link: Link | None) -> None:
         self.received = 0
         self.sent = 0
         self._limits = limits
         self._clock = clock
         self._receive = receive
         self._send = send
-        self._abort = abort
+        self._link = link
         self._began: float | None = None
         self._is_whole = False
 
@@ -84,8 +85,11 @@ class Metered:
         now = self._clock.now()
         self._began = now if self._began is None else self._began
         try:
-            async with within(self._clock, idle):
+            if self._link is not None and self._link.has_come:
                 message = await self._receive()
+            else:
+                async with within(self._clock, idle):
+                    message = await self._receive()
         except TimeoutError:
             raise self._too_slow() from None
         self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
@@ -100,11 +104,15 @@ class Metered:
     async def send(self, message: Message) -> None:
         """Raises OSError for a client that does not read, whose connection is cut off."""
         self.sent += len(message.get("body", b""))
+        if self._link is not None and not self._link.is_clogged:
+            await self._send(message)
+            return
         try:
             async with within(self._clock, self._limits.idle_seconds):
                 await self._send(message)
         except TimeoutError:
-            self._abort()
+            if self._link is not None:
+                self._link.abort()
             raise OSError("the client does not read") from None
 
     def _too_slow(self) -> TooSlowError:

@@ -69,4 +69,6 @@ class _Text(logging.Formatter):
             more = " ".join(f"{name}={value}" for name, value in told.items())
             line = f"{record.levelname.lower()}: {record.getMessage()}" + (f" ({more})" if more else "")
         # A path may hold anything; a log's reader must not take it for lines or colours of ours.
-        return f"{clock} " + "".join(one if one.isprintable() else "?" for one in line)
+        if not line.isprintable():
+            line = "".join(one if one.isprintable() else "?" for one in line)
+        return f"{clock} {line}"

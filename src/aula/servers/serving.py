@@ -9,6 +9,7 @@ import ipaddress
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ Progress = Callable[[str, float], None]
 """Told what is being loaded, and the share that is."""
 CLOSING_SECONDS = 5
 """After the turns have ended, for connections to close by themselves."""
+SWITCH_SECONDS = 0.0002
+"""How long a thread may keep the interpreter when another wants it. Python's own 5 ms are longer than most engines run:
+one that is done would wait so long to say so, and its batch's answers with it."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -88,6 +92,7 @@ async def serve(
     """Serve until SIGTERM, SIGINT or `stop`. Raises SettingsError for an address that cannot be listened on, or may
     not without keys, and what warming raises: a server that can answer nothing does not begin."""
     stop = stop or asyncio.Event()
+    share_the_interpreter()
     async with open_runtime(settings, progress=progress) as runtime:
         generator = Generator.from_settings(settings, runtime.clock)
         house = House(
@@ -106,6 +111,11 @@ async def serve(
         finally:
             if generator is not None:
                 await generator.close()
+
+
+def share_the_interpreter() -> None:
+    """For whoever owns the process, and serves from it."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 @asynccontextmanager

@@ -1,9 +1,12 @@
 """uvicorn's HTTP connection, with the patience that it lacks: the head of a request must arrive in time, there are only
-so many connections, and whoever serves a request can cut its connection off."""
+so many connections, and whoever serves a request can cut its connection off, or hear that it is lost. And an answer's
+head leaves with its body."""
 
+import asyncio
 import http
 import socket
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -13,6 +16,9 @@ from aula.serving.alarm import Alarm, Bell
 
 MOST_HEAD = 64 * 1024
 """Bytes of a head that nobody has read to its end; what is read is judged by `serve.max_header_kb`."""
+LINK = "aula.link"
+MOST_JOINED = 64 * 1024
+"""Bytes that are copied to leave at once with what is before them."""
 
 
 def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> Any:
@@ -25,11 +31,12 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
             super().__init__(*arguments, **named)
             self._bell: Bell | None = None
             self._heard = 0
+            self._mourners: set[Callable[[], None]] = set()
             # Each request's scope has a copy.
-            self.app_state: dict[str, Any] = {**vars(self)["app_state"], "abort": self._abort}
+            self.app_state: dict[str, Any] = {**vars(self)["app_state"], LINK: Link(self, self._mourners)}
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(Joining(transport, self.loop))
             house.traffic.connections = len(self.connections)
             if len(self.connections) > most:
                 self._end(503, b"Retry-After: 1\r\n", b"too many connections")
@@ -47,9 +54,12 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
             super().connection_lost(exc)
             self._calm()
             house.traffic.connections = len(self.connections)
+            for mourner in tuple(self._mourners):
+                mourner()
 
         def handle_websocket_upgrade(self, *event: Any) -> None:
             self._calm()
+            self.transport: Any = vars(self)["transport"].plain
             super().handle_websocket_upgrade(*event)
 
         def on_response_complete(self) -> None:
@@ -89,10 +99,70 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
             self.transport.write(head + more + b"Content-Length: %d\r\n\r\n" % len(why) + why)
             self.transport.close()
 
-        def _abort(self) -> None:
-            self.transport.abort()
-
     return Connection
+
+
+class Link:
+    """What whoever serves a request may know of its connection, and do to it. `mourners` are called when it is lost."""
+
+    __slots__ = ("_connection", "mourners")
+
+    def __init__(self, connection: Any, mourners: set[Callable[[], None]]) -> None:
+        self._connection = connection
+        self.mourners = mourners
+
+    def abort(self) -> None:
+        self._connection.transport.abort()
+
+    @property
+    def has_come(self) -> bool:
+        """More of the request can be had without waiting for it."""
+        return bool(self._connection.cycle is not None and self._connection.cycle.message_event.is_set())
+
+    @property
+    def is_clogged(self) -> bool:
+        """The client reads more slowly than it is sent to: the next write waits for it."""
+        return bool(self._connection.flow.write_paused)
+
+
+class Joining:
+    """A transport that keeps a first write until the next one, or the loop's next round: uvicorn writes an answer's
+    head and its body each for itself, and every write is a call of the kernel's here and another at the client."""
+
+    __slots__ = ("_kept", "_loop", "plain")
+
+    def __init__(self, plain: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.plain = plain
+        self._loop = loop
+        self._kept: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def write(self, data: bytes) -> None:
+        if self._kept is None and len(data) <= MOST_JOINED:
+            self._kept = data
+            self._loop.call_soon(self._flush)
+        elif self._kept is not None and len(data) <= MOST_JOINED:
+            kept, self._kept = self._kept, None
+            self.plain.write(kept + data)
+        else:
+            self._flush()
+            self.plain.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self.plain.close()
+
+    def _flush(self) -> None:
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self.plain.write(kept)
+
+
+def link_of(scope: Mapping[str, Any]) -> Link | None:
+    """None where another server than `aula serve` took the request."""
+    return (scope.get("state") or {}).get(LINK)
 
 
 def listen(host: str, port: int, unread_seconds: float) -> socket.socket:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from starlette.routing import BaseRoute
 
 from aula.servers.house import House
-from aula.servers.kserve.http import http_routes
+from aula.servers.kserve.http import http_routes, shortcut
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["grpc_server", "routes"]
+__all__ = ["grpc_server", "routes", "shortcut"]
 
 
 def routes(house: House) -> list[BaseRoute]:
