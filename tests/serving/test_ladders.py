@@ -18,7 +18,11 @@ async def test_a_ladder_tells_its_rungs_and_what_an_operator_chose() -> None:
         clock = FakeClock()
         running = runtime(rung("best", House(clock)), rung("last", House(clock)), clock=clock)
         (ladder,) = (one for one in running.ladders() if one.name == EMBED)
-        assert (ladder.rungs, ladder.overridden, ladder.renewable) == (("best", "last"), None, {"best", "last"})
+        assert (ladder.rungs, ladder.overridden, ladder.renewable) == (
+            ("best", "last"),
+            None,
+            frozenset({"best", "last"}),
+        )
         running.override(EMBED, "last")
         assert [one.overridden for one in running.ladders() if one.name == EMBED] == ["last"]
         running.override(EMBED, None)

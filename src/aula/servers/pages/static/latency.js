@@ -54,7 +54,7 @@ export function drawLatency(place, minutes, look) {
     scales: { y: { range: (_, __, most) => [0, Math.max(250, 1.12 * (most ?? 0))] } },
     axes: [
       { ...axis, values: (_, ticks) => ticks.map((at) => clockTime(at)), space: 70, size: 34 },
-      { ...axis, size: 64, values: (_, ticks) => ticks.map((ms) => (ms >= 1000 ? say("s", { n: number(ms / 1000, 1) }) : say("ms", { n: number(ms) }))) },
+      { ...axis, size: 74, values: (_, ticks) => ticks.map((ms) => (ms >= 1000 ? say("s", { n: number(ms / 1000, 1) }) : say("ms", { n: number(ms) }))) },
     ],
     series: [{}, ...LINES.map((name) => ({
       label: name, stroke: colour(place, name), width: name === "p50" ? 2.5 : 1.75, spanGaps: false,

@@ -121,7 +121,7 @@ function drawEvents() {
     const cause = knows(`cause.${one.cause}`) ? say(`cause.${one.cause}`) : one.cause;
     return make("li", {}, make("time", { class: "figures" }, clockTime(state.now - one.ago)), make("span", {}, say(key, { rung: one.rung ?? "", ladder: nameOf(one.ladder), cause })));
   });
-  find("events").replaceChildren(...(views.length ? views : [make("li", {}, nothing("operator.no_events"))]));
+  find("events").replaceChildren(...(views.length ? views : [make("li", { class: "empty" }, say("operator.no_events"))]));
 }
 
 document.addEventListener("words", () => {
