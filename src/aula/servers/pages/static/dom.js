@@ -59,3 +59,21 @@ export function remember(name, value) {
     // nothing depends on it
   }
 }
+
+let isPressed = false;
+const calls = new Set();
+
+/** Now, or once no button is held down: what is drawn anew under a finger would lose the click. */
+export function whenReleased(call) {
+  if (isPressed) calls.add(call);
+  else call();
+}
+
+addEventListener("pointerdown", () => { isPressed = true; }, true);
+for (const end of ["pointerup", "pointercancel"]) {
+  addEventListener(end, () => setTimeout(() => {
+    isPressed = false;
+    for (const call of calls) call();
+    calls.clear();
+  }), true);
+}

@@ -146,7 +146,7 @@ function gate(error) {
     },
     make("h1", { "data-t": "gate.title" }),
     make("p", { "data-t": "gate.why", class: "quiet" }),
-    error ? make("p", { class: "notice bad", id: "gate-error", role: "alert" }, make("div", { "data-t": `error.${error.kind}` })) : null,
+    error ? make("p", { class: "notice bad", id: "gate-error", role: "alert" }, make("div", {}, explained(error).title)) : null,
     make("label", { for: "key", "data-t": "gate.key" }),
     make("div", { class: "with" }, field, eye),
     make("button", { class: "button main", "data-t": "gate.open" }),

@@ -63,12 +63,18 @@ function sure(title, words, yes) {
   find("confirm-title").textContent = title;
   find("confirm-words").textContent = words;
   find("confirm-yes").textContent = yes;
-  dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    find("confirm-yes").onclick = () => dialog.close("yes");
-    find("confirm-no").onclick = () => dialog.close();
-    dialog.onclose = () => resolve(dialog.returnValue === "yes");
+    const end = (answer) => {
+      dialog.close();
+      resolve(answer);
+    };
+    find("confirm-yes").onclick = () => end(true);
+    find("confirm-no").onclick = () => end(false);
+    dialog.oncancel = (event) => {
+      event.preventDefault();
+      end(false);
+    };
   });
 }
 

@@ -1,6 +1,6 @@
 // The operator's page: what the server does now, as it happens.
 
-import { find, make } from "./dom.js";
+import { find, make, whenReleased } from "./dom.js";
 import { explained, watch } from "./door.js";
 import { bytes, drawLadders, measure, nameOf } from "./engines.js";
 import { drawLatency, drawPercentiles } from "./latency.js";
@@ -25,7 +25,7 @@ watch("/pages/state", (name, value) => {
     state = value;
     fresh();
   }
-  if (name === "state" || name === "turn") draw();
+  if (name === "state" || name === "turn") whenReleased(draw);
 }, (error) => {
   if (!error) {
     find("notices").querySelector("#lost")?.remove();

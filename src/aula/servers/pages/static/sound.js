@@ -26,7 +26,7 @@ export class Microphone {
   }
 
   get isOpen() {
-    return this.node !== null && this.stream.active;
+    return Boolean(this.node && this.stream.active);
   }
 
   async open() {
@@ -68,7 +68,7 @@ export class Microphone {
   /** The browser's own sign that the microphone is open goes out. */
   async close() {
     const { node, stream, context } = this;
-    this.node = null;
+    this.node = this.stream = this.context = null;
     for (const track of stream?.getTracks() ?? []) track.stop();
     node?.disconnect();
     await context?.close();

@@ -1,7 +1,7 @@
 // The teacher's page: captions of the lecture on the board, the class's questions beside it.
 
 import { Captions } from "./captions.js";
-import { find, make, remember, remembered } from "./dom.js";
+import { find, make, remember, remembered, whenReleased } from "./dom.js";
 import { explained, watch } from "./door.js";
 import { drawQuestions } from "./questions.js";
 import { begin, courseChoice, notice } from "./shell.js";
@@ -149,8 +149,7 @@ function listen() {
   unwatch = watch(`/pages/questions?${query}`, (name, value) => {
     if (name !== "board") return;
     board = value;
-    draw();
-    isFirst = false;
+    whenReleased(draw);
   }, (error) => {
     const place = find("feed-notice");
     if (!error) place.replaceChildren();
@@ -161,6 +160,7 @@ function listen() {
 function draw() {
   if (!board) return;
   drawQuestions(find("asked"), board, isFirst);
+  isFirst = false;
   const parts = [say("teacher.asked", { n: board.asked })];
   if (board.unheard) parts.push(say("teacher.unheard", { n: board.unheard }));
   if (board.failed) parts.push(say("teacher.failed", { n: board.failed }));
