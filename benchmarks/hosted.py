@@ -175,7 +175,7 @@ class Load:
 
 def measure_recovery(folder: Path, random: Random, kills: int, rate: float) -> dict[str, object]:
     backend = available_backends()[0]
-    path = _products(folder / "products.onnx")
+    path = products(folder / "products.onnx")
     seconds: list[float] = []
     with _opened(backend, path, Hosting()) as hosted, _opened(backend, path) as below:
         assert isinstance(hosted, HostedSession)
@@ -224,7 +224,7 @@ def _adding(path: Path) -> Path:
     return _saved(path, nodes, ("n",), [])
 
 
-def _products(path: Path) -> Path:
+def products(path: Path) -> Path:
     random = np.random.default_rng(0)
     names = ["x", *(f"h{layer}" for layer in range(1, LAYERS)), "y"]
     nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(LAYERS)]

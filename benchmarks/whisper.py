@@ -75,7 +75,7 @@ def main() -> None:
     for seconds in options.seconds:
         entrants = field(options, checkpoint, store, key, seconds)
         summary[f"{seconds:g} s"] = measure(entrants, seconds, options.tokens, options.rounds, console)
-    print(json.dumps({**summary, "machine": machine()}, ensure_ascii=False))
+    print(json.dumps({**summary, "machine": {**machine(), "features": features()}}, ensure_ascii=False))
 
 
 def seeded(folder: Path, size: str) -> Checkpoint:
@@ -103,7 +103,8 @@ def field(options: Any, checkpoint: Checkpoint, store: Store, key: str, seconds:
     safe = {bucket: bucket for bucket in BUCKETS}
     least = Contexts.of(config, MARGIN, safe).final(round(seconds * 16_000)) / 100
     folder = str(checkpoint.folder)
-    ours = {"kind": "aula", "store": str(store.folder), "key": key, "folder": folder, "rows": 0}
+    ours = {"kind": "aula", "store": str(store.folder), "key": key, "folder": folder}
+    live = {**ours, "kind": "live", "context": least}
     rivals = {"threads": options.threads}
     entrants = [
         Entrant(BASELINE, {"kind": "transformers", "folder": folder, **rivals}, options.python),
@@ -111,6 +112,8 @@ def field(options: Any, checkpoint: Checkpoint, store: Store, key: str, seconds:
         Entrant(f"aula, context {least:g} s", {**ours, "context": least}),
         Entrant(f"aula, context {least:g} s, right draft", {**ours, "context": least}, draft="right"),
         Entrant(f"aula, context {least:g} s, wrong draft", {**ours, "context": least}, draft="wrong"),
+        Entrant("aula, commit after a pause", {**live, "paused": True}),
+        Entrant("aula, four commits at once", {**live, "streams": 4}),
         Entrant("aula, decoder alone, one row", {**ours, "context": least, "rows": 1}),
         Entrant("aula, decoder alone, four rows", {**ours, "context": least, "rows": 4}),
     ]
@@ -138,6 +141,13 @@ def convert(python: str, checkpoint: Checkpoint, folder: Path) -> bool:
     if made.returncode:
         print(f"faster-whisper is left out: {made.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
     return made.returncode == 0
+
+
+def features() -> str:
+    """What of the processor decides these figures: int8 products take a quarter of the time with AMX."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
+    named = {"avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_int8": "AMX"}
+    return ", ".join(name if flag in flags else f"no {name}" for flag, name in named.items())
 
 
 def steer(folder: Path, vocab_size: int) -> None:
@@ -207,7 +217,7 @@ def _shown(
     seconds: float,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
-    table = Table(title=f"{seconds:g} s of sound to its text", header_style="bold", box=None)
+    table = Table(title=f"{seconds:g} s of sound to its text ({features()})", header_style="bold", box=None)
     for column in ("competitor", "median ms", "p10 to p90", "× transformers", "tokens", "what"):
         table.add_column(column, justify="right" if column[0] in "mp×t" else "left")
     rows: dict[str, dict[str, Any]] = {}
@@ -222,7 +232,8 @@ def _shown(
             "same_text": same,
             "about": about[name],
         }
-        what = ", ".join(str(value) for key, value in about[name].items() if key != "tokens")
+        what = ", ".join(str(value) for key, value in about[name].items() if "mb" not in key and key != "tokens")
+        what += f"; {about[name]['memory_mb']} MB"
         shown = "" if times is None else f"{times:.2f}"
         table.add_row(name, f"{timing.median:.1f}", f"{low:.1f} to {high:.1f}", shown, str(len(texts[name])), what)
     console.print(table)

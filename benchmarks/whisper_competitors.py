@@ -8,6 +8,7 @@ Samples in memory to a text: front end, encoder, greedy tokens, tokenizer. All w
 import json
 import os
 import resource
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -22,11 +23,14 @@ from aula.models.whisper_tokens import SpecialTokens
 LANGUAGE = "en"
 
 
-def _memory() -> str:
-    """What this process holds, and the most that it held so far (while it compiled, say)."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{pages * resource.getpagesize() / 2**20:.0f} MB, {most:.0f} at the most"
+def _memory() -> dict[str, int]:
+    """Resident MB of this process: above what an interpreter takes that does nothing, and the most so far (while it
+    compiled, say)."""
+    ask = "print(open('/proc/self/statm').read().split()[1])"
+    bare = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) - int(bare)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"memory_mb": pages * resource.getpagesize() // 2**20, "most_memory_mb": most}
 
 
 class _Base:
@@ -42,8 +46,9 @@ class _Base:
         self.count = int(inputs["tokens"])
         self.draft = [int(token) for token in inputs.get("draft", ())]
         self.ready()
+        self.rewind()
         self.run()
-        return {**self.about, "memory": _memory(), "tokens": len(self.tokens)}
+        return {**self.about, **_memory(), "tokens": len(self.tokens)}
 
     def ready(self) -> None:
         pass
@@ -64,7 +69,7 @@ class _Base:
 class Aula(_Base):
     """The engines of a bundle. `context` in seconds; `rows` texts of the same sound at once, encoded before."""
 
-    def __init__(self, store: str, key: str, folder: str, context: float, rows: int) -> None:
+    def __init__(self, store: str, key: str, folder: str, context: float, rows: int = 0) -> None:
         super().__init__()
         from aula.engine.store import Store
         from aula.models.checkpoints import Checkpoint
@@ -77,12 +82,17 @@ class Aula(_Base):
         self.config = WhisperConfig.from_checkpoint(Checkpoint(Path(folder)))
         self.tokenizer = WhisperTokenizer.open(Checkpoint(Path(folder)), self.config)
         self.sessions = open_sessions(bundle)
-        self.decoding = WhisperDecoding(self.config, *self.sessions[:2], steps=self.sessions[2:])
+        self.decoding = WhisperDecoding(self.config, *self.sessions)
         self.frames, self.rows = round(100 * context), rows
         engines = {part: bundle.engine(part) for part in ("encoder", "decoder")}
         self.about = {part: f"{engine.precision} on {engine.backend}" for part, engine in engines.items()}
         special = self.tokenizer.special
         self.prompt = special.prompt(special.languages[0] if special.multilingual else None)
+        # As it is served: warmed, and what only loading needed given back.
+        self.decoding.listen(np.zeros((self.config.num_mel_bins, 200), dtype=np.float32))
+        self.decoding.write(self.prompt, -1, limit=3)
+        for session in self.sessions:
+            session.settle()
 
     def ready(self) -> None:
         if self.rows:
@@ -98,18 +108,59 @@ class Aula(_Base):
         return list(written.tokens)
 
     def _in_rows(self) -> list[int]:
-        from aula.models.whisper_rows import WhisperRows
+        from aula.models.whisper_rows import Sound, WhisperRows
         from aula.models.whisper_text import Text
 
-        rows = WhisperRows(self.config, self.sessions[1], most=self.rows, steps=self.sessions[2:])
+        rows = WhisperRows(self.config, self.sessions[1], most=self.rows)
         texts = [Text(self.config, self.prompt, -1, limit=self.count) for _ in range(self.rows)]
-        rows.write_all((self.encoded, text) for text in texts)
+        rows.write_all((Sound(self.encoded), text) for text in texts)
         return list(texts[0].written().tokens)
 
     def _mel(self) -> Any:
         from aula.models.whisper_mel import HOP, log_mel
 
         return log_mel(self.samples[: self.frames * HOP], self.config.num_mel_bins, self.frames)
+
+
+class Live(Aula):
+    """Streams as the runtime serves them: `streams` of the same sound whose clients commit at one moment, sharing
+    passes; with `paused` each was told of a pause before."""
+
+    def __init__(
+        self, store: str, key: str, folder: str, context: float, streams: int = 1, paused: bool = False
+    ) -> None:
+        super().__init__(store, key, folder, context)
+        from aula.core.clock import SystemClock
+        from aula.models.whisper_contexts import BUCKETS, Contexts
+        from aula.models.whisper_passes import WhisperPasses
+
+        self.count_of, self.paused, self.clock = streams, paused, SystemClock()
+        self.contexts = Contexts.of(self.config, 1.0, {bucket: max(bucket, context) for bucket in BUCKETS})
+        self.passes = WhisperPasses(self.config, *self.sessions, self.clock, most=max(1, streams))
+
+    def rewind(self) -> None:
+        from aula.models.whisper_hearing import HearingOptions, WhisperHearing
+        from aula.models.whisper_stream import StreamOptions, WhisperStream
+
+        # Made-up weights are never sure of what they say, and never come to an end.
+        options = HearingOptions(self.count, (0.0,), least_logprob=-1e9, most_compression=1e9)
+        hearing = WhisperHearing(self.config, self.decoding, self.tokenizer, self.contexts, options)
+        language = self.tokenizer.language_token(LANGUAGE)
+        self.streams = []
+        for _ in range(self.count_of):
+            stream = WhisperStream(hearing, self.clock, StreamOptions(language, partials=False))
+            stream.feed(self.samples)
+            if self.paused:
+                stream.pause(60.0)
+            self.streams.append(stream)
+
+    def write(self) -> list[int]:
+        texts: list[Any] = []
+        for stream in self.streams:
+            self.passes.begin(stream, stream.committing(), lambda value, _took: texts.append(value))
+        while self.passes.advance():
+            pass
+        return self.tokenizer.encode(texts[0].text)
 
 
 class Transformers(_Base):
@@ -203,7 +254,13 @@ class Genai(_Base):
 
 
 def make(order: dict[str, Any]) -> Competitor:
-    kinds = {"aula": Aula, "transformers": Transformers, "faster-whisper": FasterWhisper, "openvino-genai": Genai}
+    kinds = {
+        "aula": Aula,
+        "live": Live,
+        "transformers": Transformers,
+        "faster-whisper": FasterWhisper,
+        "openvino-genai": Genai,
+    }
     kind = order.pop("kind")
     made: Competitor = kinds[kind](**order)
     return made

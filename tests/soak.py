@@ -2,9 +2,9 @@
 
 Two halves take turns. *By hand*: threads run when the dice say so, under a fake clock, so that a seed gives the same
 story to the letter. *Live*: real threads and the machine's clock, so that what is really concurrent is met; a
-seed gives the same requests, the machine the order. In both, models fail, forget to load, give NaN and wrong shapes;
-callers cancel, streams are left half way, rungs are overridden and swapped. After each: every request ended once, the
-books equal what callers saw, nothing is left open, and over all of them memory does not grow.
+seed gives the same requests, the machine the order. In both, models fail, forget to load, lose their process, give NaN
+and wrong shapes; callers cancel, streams are left half way, rungs are overridden and swapped. After each: every request
+ended once, the books equal what callers saw, nothing is left open, and over all of them memory does not grow.
 """
 
 import argparse
@@ -16,20 +16,25 @@ import time
 from collections import Counter
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from aula.backends.hosting.records import HostState
 from aula.core.clock import FakeClock, SystemClock
-from aula.core.errors import AulaError, BackendError, SettingsError
+from aula.core.errors import AulaError, BackendError, ProcessAwayError, ProcessLostError, SettingsError
 from aula.core.types import Capability, Context, DetectRequest, SpeakRequest
 from aula.runtime import LiveDetection, LiveSpeech, Rules, Rung, Runtime
 from aula.scheduling.admission import Quota
 from aula.scheduling.ladder import Policy
+from aula.serving import group
 from aula.serving.memory import resident_bytes
-from tests.serving.hand import HandThread, House, by_hand, rung, settle, work
+from tests.serving.hand import HandThread, Host, House, by_hand, rung, settle, work
 
 CAPABILITIES = (Capability.EMBED, Capability.UNDERSTAND, Capability.DETECT, Capability.SPEAK)
 TIERS = ("question", "question", "caption", "vision", "batch", "exam")
+RETURN_S = 0.2
+"""How long a live request waits for a process that took it along: in a story every rung may be gone for good."""
 SILENT_S = 30.0
 """A live story takes about a second; one that takes so long has lost somebody."""
 MOST_GROWTH = 64 * 2**20
@@ -41,6 +46,10 @@ def broken() -> BackendError:
     return BackendError("out of order", next_step="mend it")
 
 
+def lost() -> ProcessLostError:
+    return ProcessLostError("the process was killed", next_step="ask the next rung")
+
+
 class Moody(House):
     """Fails as its dice say, and takes the time that it is told."""
 
@@ -49,6 +58,7 @@ class Moody(House):
         self.dice = Random(seed)
         self.mood = 0.0
         self.pause_s = pause_s
+        self.sessions = [Host()]
 
     def load(self) -> "Moody":
         if self.dice.random() < self.mood:
@@ -59,8 +69,16 @@ class Moody(House):
     def meet(self) -> None:
         if self.pause_s:
             time.sleep(self.dice.random() * self.pause_s)
+        host = self.sessions[0]
+        if host.state is not HostState.READY:
+            if self.dice.random() < 0.5:
+                raise ProcessAwayError("the process is not there", next_step="ask the next rung")
+            host.becomes(HostState.READY)
         if self.dice.random() < self.mood:
-            raise self.dice.choice([broken(), ValueError("bad"), MemoryError()])
+            failure = self.dice.choice([broken(), ValueError("bad"), MemoryError(), lost()])
+            if isinstance(failure, ProcessLostError):
+                host.becomes(HostState.WAITING)
+            raise failure
 
 
 class Story:
@@ -139,12 +157,15 @@ class Story:
 
     def disturb(self) -> None:
         """Something that an operator, a bug or a card does."""
-        match self.dice.randrange(4):
+        match self.dice.randrange(5):
             case 0:
                 self.dice.choice(self.models).mood = self.dice.choice([0.0, 0.0, 0.1, 1.0])
             case 1:
                 name = self.dice.choice([None, None, "best", "second"])
                 self.runtime.override(self.dice.choice(CAPABILITIES), name)
+            case 2:
+                state = self.dice.choice([HostState.READY, HostState.READY, HostState.WAITING])
+                self.dice.choice(self.models).sessions[0].becomes(state)
             case _:
                 pass
 
@@ -236,7 +257,8 @@ def soak(minutes: float, first_seed: int) -> int:
         try:
             with by_hand():
                 seen += asyncio.run(by_hand_once(seed))
-            seen += asyncio.run(asyncio.wait_for(live_once(seed, requests=400, pause_s=0.002), SILENT_S))
+            with patch.object(group, "RETURN_S", RETURN_S):
+                seen += asyncio.run(asyncio.wait_for(live_once(seed, requests=400, pause_s=0.002), SILENT_S))
         except BaseException:
             print(f"broken by seed {seed}; replay it: python -m tests.soak --seed {seed} --once", file=sys.stderr)
             raise

@@ -15,7 +15,7 @@ from aula.core.telemetry import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
-WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md", "docs/isolation.md"]
+WRITTEN = [*READMES, "CONTRIBUTING.md", "docs/engines.md", "docs/isolation.md", "docs/serving.md"]
 
 
 def render_cli() -> str:

@@ -9,6 +9,10 @@ CAPABILITIES = [
     "DetectionStream",
     "Detector",
     "Embedder",
+    "Passes",
+    "PausingStream",
+    "RawEngine",
+    "Sharing",
     "Speaker",
     "Transcriber",
     "TranscriptionStream",
@@ -76,6 +80,7 @@ def test_exit_codes() -> None:
         "StorageError": 9,
         "DeadlineError": 10,
         "OverloadError": 11,
+        "AccessError": 12,
     }
 
 

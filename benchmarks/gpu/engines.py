@@ -31,7 +31,7 @@ from benchmarks.gpu.rows import MANY, PICTURES, TOKENS
 SLOTS = 32
 """Room for a prompt of four tokens and twenty more."""
 POSITIONS = 250
-QUICK = 2
+QUICK = 1
 """Builder optimisation level of the convolutional networks: level 3 had not finished one of batch 32 after 265 s."""
 FORMS = {"few": whisper_gpu.FEW, "many": whisper_gpu.MANY}
 
@@ -173,7 +173,7 @@ def build_digits(job: Job, options: argparse.Namespace) -> None:
 
 def build_whisper(job: Job, options: argparse.Namespace) -> None:
     rows = int(job.name.partition(".")[0].rpartition("-")[2])
-    form = _form(options.form or ("few" if rows == 1 else "many"))
+    form = _form(options.form)
     checkpoint = Checkpoint(job.work / "whisper-small")
     base = whisper.encoder_recipe(checkpoint, "whisper-small-encoder", seeded=True)
     encoder = replace(
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--job", required=True, help="one of the jobs below, or whisper-ROWS")
     parser.add_argument("--quantised", type=Path, help="folder of int8 graphs that NNCF made where it is installed")
-    parser.add_argument("--form", default="", help="how Whisper's step is spelled: few or many, then ,split=4 and such")
+    parser.add_argument("--form", default="many", help="how the step is spelled: few or many, then ,split=4 and such")
     parser.add_argument("--part", default="", help="one part of Whisper alone")
     options = parser.parse_args()
     make = MAKERS.get(options.job) or (build_whisper if options.job.startswith("whisper-") else None)

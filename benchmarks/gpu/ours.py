@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aula.backends.device_session import DeviceSession
 from aula.backends.tensorrt import TensorRtSession
 from aula.backends.tensorrt_runtime import Runtime
 from aula.core.errors import AulaError
@@ -180,7 +181,7 @@ def _recogniser(work: Path, rows: int) -> tuple[WhisperStepping, dict[str, Any]]
         decoder.open("decoder", "prompt", target=target),
         decoder.open("decoder", "step", target=target),
     ]
-    assert all(isinstance(session, TensorRtSession) for session in sessions)
+    assert all(isinstance(session, DeviceSession) for session in sessions)
     return WhisperStepping(*sessions), told  # type: ignore[arg-type]
 
 

@@ -4,7 +4,7 @@
 
 A job takes 60 ms whatever its batch, and batches of eight are allowed. One request starts a job; 10 ms later six more
 come at once. Nothing need wait longer than the job that runs and one job for all six: 120 ms. What exceeds that is a
-stall. In turns: our scheduler before a hosted engine; Triton with plain dynamic batching; Triton with priority levels
+stall. In turns: our runtime with a hosted engine; Triton with plain dynamic batching; Triton with priority levels
 (the burst has the higher priority); Triton with a limit to its queue and a timeout of 10 s.
 
 Limits: ours is asked inside one process, Triton over HTTP on one machine (about a millisecond); its Python backend
@@ -38,7 +38,6 @@ MODELS = {
     "priorities": "priority_levels: 2 default_priority_level: 2",
     "limited": "default_queue_policy { max_queue_size: 64 default_timeout_microseconds: 10000000 }",
 }
-COSTS = {"engine": {1: {1: 1e3 * JOB_SECONDS, BATCH: 1e3 * JOB_SECONDS}}}
 IDEAL_MS = 2e3 * JOB_SECONDS
 
 
@@ -59,8 +58,7 @@ def main() -> None:
 
 async def _trials(port: int, trials: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"ours": [], **{f"triton, {name}": [] for name in MODELS}}
-    with HostedSession(partial(SlowEngine, JOB_SECONDS)) as session:
-        service = Service(session, COSTS)
+    async with Service(HostedSession(partial(SlowEngine, JOB_SECONDS)), BATCH) as service:
         clients = {name: [Client(port, name) for _ in range(BURST + 1)] for name in MODELS}
         try:
             for _ in range(trials):
@@ -69,7 +67,6 @@ async def _trials(port: int, trials: int) -> dict[str, list[float]]:
                     high = 1 if name == "priorities" else None
                     times[f"triton, {name}"].append(await asyncio.to_thread(_theirs, connections, high))
         finally:
-            service.close()
             for connection in (client for group in clients.values() for client in group):
                 connection.close()
     return times

@@ -8,6 +8,7 @@ models        3  meaning around tensors: hand a recipe down, offer a capability 
 runtime.py    4  joins models and serves capabilities
 assistant     5  the lesson; sees models only through the runtime
 diagnosis.py  5  what this machine can run, and what to install for more
+servers       6  the doors: OpenAI REST and Realtime, the Open Inference Protocol, pages
 cli           7  parse, call one library function, print
 __main__.py   8  starts the command
 """

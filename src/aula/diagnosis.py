@@ -1,6 +1,5 @@
 """Floor 5: what this machine can run, found out by trying, and what to install for more."""
 
-import importlib.util
 import os
 import platform
 import sys
@@ -10,7 +9,8 @@ from typing import Any
 
 from aula.audio.devices import describe_devices
 from aula.backends.gpus import Gpu, list_gpus
-from aula.backends.session import BACKENDS, runtime_version
+from aula.backends.kernels import compiler_here
+from aula.backends.session import BACKENDS, Backend, runtime_version
 from aula.core.errors import BackendError
 from aula.core.settings import TABLE, Settings, settings_files
 from aula.core.types import Licence
@@ -59,7 +59,7 @@ async def diagnose(settings: Settings, runtime: Runtime) -> Diagnosis:
     licences = {licence for report in rungs for licence in report.info.licences}
     return Diagnosis(
         machine=_machine(),
-        backends=tuple(_package(backend.name, backend.runtime, backend.install) for backend in BACKENDS.values()),
+        backends=tuple(_backend(backend) for backend in BACKENDS.values()),
         targets=_targets(),
         rungs=rungs,
         devices=tuple(describe_devices()),
@@ -100,10 +100,10 @@ def _memory() -> str:
     return f"{total / 2**30:.1f} GiB"
 
 
-def _package(name: str, package: str, install: str) -> Part:
-    if importlib.util.find_spec(package) is None:
-        return Part(name, False, "not installed", install)
-    return Part(name, True, runtime_version(name))
+def _backend(backend: Backend) -> Part:
+    if not backend.installed:
+        return Part(backend.name, False, "not installed", backend.install)
+    return Part(backend.name, True, runtime_version(backend.name))
 
 
 def _targets() -> tuple[Part, ...]:
@@ -146,6 +146,10 @@ def _gpu_runtimes() -> tuple[Part, ...]:
         parts.append(Part("TensorRT", True, f"{TensorRt.load().version}, loads"))
     except BackendError as error:
         parts.append(Part("TensorRT", False, error.what, install))
+    compiler = compiler_here()
+    parts.append(
+        Part("kernels", True, f"compiled by {compiler}") if compiler else Part("kernels", False, "no NVRTC", install)
+    )
     return tuple(parts)
 
 

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from aula.core.errors import (
     AulaError,
     DeadlineError,
     EngineError,
+    ModelNotFoundError,
     SettingsError,
     StorageError,
     UnsupportedLanguageError,
@@ -39,10 +39,11 @@ from aula.core.telemetry import (
     TENANT_SHARE,
     Telemetry,
 )
-from aula.core.traces import span
+from aula.core.traces import Span, span
 from aula.core.types import Capability, Context, Outcome
 from aula.engine.precision import Progress
-from aula.scheduling.admission import Quotas
+from aula.models.rungs import classroom_rungs, hearing_rungs
+from aula.scheduling.admission import Allowance, Quotas
 from aula.scheduling.ladder import Breaker, Change
 from aula.scheduling.tickets import Reason, State, Ticket
 from aula.serving.alarm import Alarm
@@ -51,15 +52,17 @@ from aula.serving.group import Group
 from aula.serving.ladders import LadderStatistics
 from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
 from aula.serving.places import Place, Rung, no_rung
-from aula.serving.records import RungChanged, RungReport, RungStatistics, RuntimeStatistics
+from aula.serving.records import EngineInfo, RungChanged, RungReport, RungStatistics, RuntimeStatistics
 from aula.serving.requests import by_length, check, work_of
 from aula.serving.rules import Rules, groups_of
 from aula.serving.swap import Swap, swap
-from aula.serving.tasks import Task
+from aula.serving.tasks import INFER, Task
+from aula.serving.tensors import Tensors, checked_tensors, size_of
 from aula.serving.threads import WorkerThread
 from aula.serving.usage import Usage
 
 __all__ = [
+    "EngineInfo",
     "LiveDetection",
     "LiveSpeech",
     "LiveTranscription",
@@ -74,6 +77,8 @@ __all__ = [
     "open_runtime",
 ]
 
+Watcher = Callable[[RungChanged], None]
+
 
 class Runtime:
     """Serves capabilities from rungs. Use as an async context manager; leaving it frees models and threads."""
@@ -84,32 +89,32 @@ class Runtime:
         clock: Clock | None = None,
         stopping: threading.Event | None = None,
         rules: Rules | None = None,
-        on_event: Callable[[RungChanged], None] | None = None,
+        on_event: Watcher | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` is
-        called in the loop's thread and must not raise."""
+        """`stopping` is set when the runtime closes, so that a load that takes long can give up. `on_event` as
+        `watch`."""
         self.clock = clock or SystemClock()
         self.events: deque[RungChanged] = deque(maxlen=256)
         self.telemetry = Telemetry()
         self._usage = Usage(self.clock)
         self._stopping = stopping or threading.Event()
-        self._on_event = on_event
+        self._watchers = [on_event] if on_event is not None else []
         self._alarm = Alarm(self.clock)
         self._budget = budget or Budget(rules.memory if rules is not None else {})
         rules = rules or Rules()
         rungs = rules.in_order(rungs)
         self._rules = rules
         threads = {rung.worker: WorkerThread(rung.worker) for rung in rungs}
-        self._groups: dict[Capability, Group] = {}
-        quotas = Quotas(rules.quotas, rules.usual)
+        self._groups: dict[str, Group] = {}
+        self._quotas = Quotas(rules.quotas, rules.usual)
         for members in groups_of(rungs):
             places = [Place(rung, threads[rung.worker]) for rung in members]
             group = Group(
                 places,
                 self.clock,
                 self._alarm,
-                quotas,
+                self._quotas,
                 rules,
                 self._budget,
                 self.telemetry,
@@ -117,7 +122,11 @@ class Runtime:
                 self._changed,
             )
             self._groups.update(dict.fromkeys(group.ladders, group))
-        self._order = [(rung.info.capability, rung.info.name) for rung in rungs]
+        self._order = [(rung.ladder, rung.info.name) for rung in rungs]
+        self._engine_order: dict[str, list[tuple[str, str]]] = {}
+        for rung in rungs:
+            if rung.engine is not None:
+                self._engine_order.setdefault(rung.engine.name, []).append((rung.ladder, rung.info.name))
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "cancelled"), 0)
 
     async def submit(self, capability: Capability, payload: Any, context: Context) -> Outcome:
@@ -138,23 +147,54 @@ class Runtime:
         DeadlineError without one: it was left behind a second after its deadline. InputError for a context or a
         payload that cannot be; else the errors that belong to the request itself.
         """
-        told = {"tenant": str(context.tenant), "tier": str(context.tier)}
-        with self._counted(capability, context), span(str(capability), **told) as traced:
-            check(context)
-            self._rules.check(context.tenant)
-            if context.deadline is not None and self.clock.now() >= context.deadline:
-                raise DeadlineError(
-                    f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
-                ).refused("deadline")
-            outcome = await self._serve(capability, payload, context)
+        with self._let_in(capability, context) as traced:
+            if capability is Capability.INFER:
+                raise TypeError("engines are asked by name: await runtime.infer(name, inputs, context)")
+            task, work = work_of(capability, payload, context)
+            able = self._able(capability, context)
+            if not able:
+                raise no_rung(able, capability, 0.0)
+            outcome = await self._serve(task, work, payload, context, able)
             traced.tell(rung=outcome.rung, why=str(outcome.why))
             return outcome
 
-    async def warm(self, context: Context, capabilities: Iterable[Capability] = tuple(Capability)) -> None:
-        """Load the best rung of each capability now, so that the first request does not pay for it."""
+    def engines(self) -> tuple[EngineInfo, ...]:
+        """Engines that `infer` serves, each as the best rung of its ladder tells it."""
+        return tuple(self.engine(name) for name in self._engine_order)
+
+    def engine(self, name: str) -> EngineInfo:
+        """One of them. Raises ModelNotFoundError."""
+        return next(place.engine for place in self._engine_places(name) if place.engine is not None)
+
+    async def infer(self, name: str, inputs: Tensors, context: Context) -> Tensors:
+        """Run an engine as it is: arrays by input name in, arrays by output name out. Requests of one shape share a
+        run. Raises ModelNotFoundError for a name that `engines` does not tell, InputError for tensors that the engine
+        does not take, and what `submit` raises."""
+        with self._let_in(Capability.INFER, context) as traced:
+            able = self._engine_places(name)
+            tensors = checked_tensors(self.engine(name), inputs)
+            outcome = await self._serve(INFER, [(size_of(tensors), tensors)], tensors, context, able)
+            traced.tell(engine=name, rung=outcome.rung, why=str(outcome.why))
+            made: Tensors = outcome.value
+            return made
+
+    async def load(self, name: str) -> None:
+        """Load the best rung that can be of an engine that `infer` serves. Raises ModelNotFoundError, NoRungError where
+        none can be, SettingsError and StorageError."""
+        able = self._engine_places(name)
+        for place in able:
+            if await self._groups[place.ladder].load(place) is None:
+                return
+        raise no_rung(able, able[0].ladder, None)
+
+    async def warm(self, context: Context, capabilities: Iterable[Capability] | None = None) -> None:
+        """Load the best rung of each capability that speaks or hears for somebody now, or of these, so that the first
+        request does not pay for it."""
+        if capabilities is None:
+            capabilities = [one for one in Capability if one is not Capability.INFER]
         for capability in capabilities:
             for place in self._able(capability, context):
-                if await self._groups[capability].load(place) is None:
+                if await self._groups[place.ladder].load(place) is None:
                     break
 
     async def probe(self) -> list[RungReport]:
@@ -164,28 +204,39 @@ class Runtime:
             start = self.clock.now()
             error: AulaError | None
             try:
-                error = await self._groups[place.capability].load(place)
+                error = await self._groups[place.ladder].load(place)
             except (SettingsError, StorageError) as told:
                 error = told
                 place.broke(told)
             reports.append(RungReport(place.rung.info, 1000 * (self.clock.now() - start), error))
         return reports
 
-    def override(self, capability: Capability, rung: str | None) -> None:
-        """Let that rung alone serve, whatever its breaker says; None gives the choice back. Streams that are open
-        stay where they are. Raises SettingsError for a rung that there is not."""
-        if capability not in self._groups:
-            raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
-        self._groups[capability].override(capability, rung)
+    def override(self, ladder: str, rung: str | None) -> None:
+        """Let that rung of the ladder (a capability, or `infer.` and the name of an engine) alone serve, whatever its
+        breaker says; None gives the choice back. Streams that are open stay where they are. Raises SettingsError for
+        a ladder or a rung that there is not."""
+        self._group(ladder).override(ladder, rung)
 
     async def swap(self, rung: Rung) -> Swap:
         """Put another model in the place of the rung of that name: it is loaded beside the old one in a thread of its
         own, warmed and tried, then takes every new request; streams end where they began. One that fails never serves,
         and the answer says why. Raises SettingsError where no rung has that name."""
-        capability = rung.info.capability
-        if capability not in self._groups:
-            raise SettingsError(f"nothing here can {_VERBS[capability]} anything", next_step="run: aula doctor")
-        return await swap(self._groups[capability], rung, WorkerThread(rung.worker))
+        return await swap(self._group(rung.ladder), rung, WorkerThread(rung.worker))
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Call it for every event from now on, in the loop's thread, where it must return soon; `events` keeps the
+        latest. Returns what ends it, lawful twice."""
+        self._watchers.append(watcher)
+
+        def end() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return end
+
+    def allowance(self, tenant: str) -> Allowance | None:
+        """What a tenant may ask before its rate holds; None where there is no limit."""
+        return self._quotas.allowance(tenant, self.clock.now())
 
     async def memory(self) -> tuple[DeviceLoad, ...]:
         """What is loaded on which device, what it takes and what may be taken."""
@@ -228,8 +279,11 @@ class Runtime:
                 place.capability,
                 place.served,
                 place.failed,
-                str(self._groups[place.capability].ladders[place.capability].state(place.name)),
+                str(self._groups[place.ladder].ladders[place.ladder].state(place.name)),
                 str(place.unavailable) if place.unavailable else None,
+                place.rung.engine.name if place.rung.engine else None,
+                place.runs,
+                place.run_s,
             )
             for place in self._places()
         )
@@ -242,7 +296,7 @@ class Runtime:
         memories = await asyncio.to_thread(self._budget.read)  # a GPU's driver may take its time
         telemetry = self.telemetry
         for place in self._places():
-            is_open = self._groups[place.capability].ladders[place.capability].state(place.name) is Breaker.OPEN
+            is_open = self._groups[place.ladder].ladders[place.ladder].state(place.name) is Breaker.OPEN
             telemetry.set(BREAKER_OPEN, place.capability, place.name, to=float(is_open))
         telemetry.clear(QUEUED)
         for group in dict.fromkeys(self._groups.values()):
@@ -289,39 +343,38 @@ class Runtime:
     ) -> None:
         await self.close()
 
-    async def _serve(self, capability: Capability, payload: Any, context: Context) -> Outcome:
-        task, work = work_of(capability, payload, context)
-        able = self._able(capability, context)
+    async def _serve(
+        self, task: Task, work: Sequence[tuple[int, Any]], payload: Any, context: Context, able: Sequence[Place]
+    ) -> Outcome:
         if self._stopping.is_set():
             raise EngineError("the runtime is closed", next_step="open another one")
-        if not able:
-            raise no_rung(able, capability, 0.0)
-        group = self._groups[capability]
-        route = group.ways.route(task, capability, frozenset(place.name for place in able))
-        tickets = await group.serve(route, work, context)
-        _raise_fault(tickets, able, capability)
+        ladder = able[0].ladder
+        group = self._groups[ladder]
+        route = group.ways.route(task, ladder, frozenset(place.name for place in able))
+        tickets = await group.serve_once(route, work, context)
+        _raise_fault(tickets, able)
         if len({ticket.rung for ticket in tickets}) > 1:
-            tickets = await self._on_one_rung(group, capability, task, work, tickets, context)
-            _raise_fault(tickets, able, capability)
+            tickets = await self._on_one_rung(group, ladder, task, work, tickets, context)
+            _raise_fault(tickets, able)
         place = group.place_of(tickets[0])
         why = next((ticket.why for ticket in tickets if not ticket.route.pinned), tickets[0].why)
-        return Outcome(self._value(group, capability, place, payload, tickets, context), place.name, why)
+        return Outcome(self._value(group, place, payload, tickets, context), place.name, why)
 
     async def _on_one_rung(
         self,
         group: Group,
-        capability: Capability,
+        ladder: str,
         task: Task,
         work: Sequence[tuple[int, Any]],
         tickets: Sequence[Ticket],
         context: Context,
     ) -> list[Ticket]:
         """Rungs may live in spaces of their own: what two of them made cannot stand in one answer."""
-        lowest = max((ticket.rung or "" for ticket in tickets), key=group.ladders[capability].index)
+        lowest = max((ticket.rung or "" for ticket in tickets), key=group.ladders[ladder].index)
         kept = {index: ticket for index, ticket in enumerate(tickets) if ticket.rung == lowest}
         missing = [index for index in range(len(tickets)) if index not in kept]
-        route = group.ways.route(task, capability, frozenset({lowest}), pinned=True)
-        place = group.places[capability, lowest]
+        route = group.ways.route(task, ladder, frozenset({lowest}), pinned=True)
+        place = group.places[ladder, lowest]
         again = await group.serve(route, [work[index] for index in missing], context, place)
         if len(again) < len(missing):
             return again  # the last of them says why
@@ -331,14 +384,13 @@ class Runtime:
     def _value(
         self,
         group: Group,
-        capability: Capability,
         place: Place,
         payload: Any,
         tickets: Sequence[Ticket],
         context: Context,
     ) -> Any:
         value = tickets[0].value
-        match capability:
+        match place.capability:
             case Capability.EMBED:
                 rows = np.empty((len(payload), *value.shape[1:]), value.dtype)
                 rows[by_length(payload)] = np.concatenate([ticket.value for ticket in tickets])
@@ -362,15 +414,49 @@ class Runtime:
             ).refused("language")
         return able
 
-    def _places(self) -> list[Place]:
-        return [self._groups[capability].places[capability, name] for capability, name in self._order]
+    def _engine_places(self, name: str) -> list[Place]:
+        places = [self._groups[ladder].places[ladder, rung] for ladder, rung in self._engine_order.get(name, ())]
+        if not places:
+            raise ModelNotFoundError(
+                f"there is no engine {str(name)[:80]!r} here",
+                available=list(self._engine_order),
+                next_step="name one of these, or serve it: set engines = name=bundle",
+            )
+        return places
 
-    def _changed(self, capability: Capability, change: Change) -> None:
+    def _places(self) -> list[Place]:
+        return [self._groups[ladder].places[ladder, name] for ladder, name in self._order]
+
+    def _group(self, ladder: str) -> Group:
+        if ladder not in self._groups:
+            raise SettingsError(
+                f"there is no ladder {ladder!r} here", available=list(self._groups), next_step="run: aula doctor"
+            )
+        return self._groups[ladder]
+
+    def _changed(self, ladder: str, change: Change) -> None:
+        capability = Capability(ladder.partition(".")[0])
         event = RungChanged(change.moment, capability, change.rung, str(change.state), str(change.cause))
         self.events.append(event)
         self.telemetry.add(RUNG_CHANGES, capability, change.rung or "", change.cause)
-        if self._on_event is not None:
-            self._on_event(event)
+        for watcher in tuple(self._watchers):
+            try:
+                watcher(event)
+            except Exception as error:  # a defect, said aloud; the others hear it all the same
+                asyncio.get_running_loop().call_exception_handler({"message": f"{watcher} failed", "exception": error})
+
+    @contextmanager
+    def _let_in(self, capability: Capability, context: Context) -> Iterator[Span]:
+        """What every request meets before it is anybody's ticket."""
+        told = {"tenant": str(context.tenant), "tier": str(context.tier)}
+        with self._counted(capability, context), span(str(capability), **told) as traced:
+            check(context)
+            self._rules.check(context.tenant)
+            if context.deadline is not None and self.clock.now() >= context.deadline:
+                raise DeadlineError(
+                    f"the deadline passed before {capability} could start", next_step="ask again, or allow more time"
+                ).refused("deadline")
+            yield traced
 
     @contextmanager
     def _counted(self, capability: Capability, context: Context) -> Iterator[None]:
@@ -396,14 +482,14 @@ class Runtime:
                 self.telemetry.observe(REQUEST_SECONDS, self.clock.now() - start, capability, context.tier)
 
 
-def _raise_fault(tickets: Sequence[Ticket], able: Sequence[Place], capability: Capability) -> None:
+def _raise_fault(tickets: Sequence[Ticket], able: Sequence[Place]) -> None:
     fault = next((ticket for ticket in tickets if ticket.state is not State.ANSWERED), None)
     if fault is None:
         return
     if fault.refusal is not None and fault.refusal.reason is Reason.NO_RUNG:
-        raise no_rung(able, capability, fault.refusal.retry_after_s)
+        raise no_rung(able, able[0].ladder, fault.refusal.retry_after_s)
     if isinstance(fault.error, EngineError):
-        raise no_rung(able, capability, None) from fault.error
+        raise no_rung(able, able[0].ladder, None) from fault.error
     value_of(fault)
 
 
@@ -413,6 +499,7 @@ _VERBS = {
     Capability.UNDERSTAND: "understand",
     Capability.EMBED: "embed",
     Capability.SPEAK: "speak",
+    Capability.INFER: "run",
 }
 _LANGUAGE_ADVICE = {
     Capability.TRANSCRIBE: 'type the question instead: aula ask --text "..."',
@@ -425,32 +512,9 @@ def open_runtime(settings: Settings, *, clock: Clock | None = None, progress: Pr
 
     `progress` hears what an engine build is doing, from the thread that builds.
     """
-    from aula.models import bert, espeak, intents, silero
-
     stopping = threading.Event()
-    report = _reporter(stopping, progress)
-
-    @cache
-    def encoder() -> bert.SentenceEncoder:
-        return bert.SentenceEncoder.minilm(settings, report)
-
-    return Runtime(
-        [
-            Rung(silero.INFO, "detect", silero.SileroDetector),
-            *_hearing_rungs(settings, clock, report),
-            Rung(
-                bert.UNDERSTAND_INFO,
-                "encode",
-                lambda: intents.IntentUnderstander(encoder(), settings.home / "engines"),
-                forget=encoder.cache_clear,
-            ),
-            Rung(bert.EMBED_INFO, "encode", encoder, forget=encoder.cache_clear),
-            Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
-        ],
-        clock,
-        stopping,
-        Rules.from_settings(settings),
-    )
+    rungs = classroom_rungs(settings, clock, _reporter(stopping, progress))
+    return Runtime(rungs, clock, stopping, Rules.from_settings(settings))
 
 
 def open_hearing(
@@ -458,25 +522,8 @@ def open_hearing(
 ) -> Runtime:
     """As `open_runtime`, for `transcribe` alone. Without `last_resort` only Whisper serves."""
     stopping = threading.Event()
-    rungs = _hearing_rungs(settings, clock, _reporter(stopping, progress))
+    rungs = hearing_rungs(settings, clock, _reporter(stopping, progress))
     return Runtime(rungs if last_resort else rungs[:-1], clock, stopping)
-
-
-def _hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
-    """Every Whisper at hand, the best first, and PocketSphinx."""
-    from aula.models import sphinx, whisper_transcriber
-
-    def whisper(place: whisper_transcriber.Place) -> Rung:
-        return Rung(
-            place.info,
-            "transcribe",
-            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
-        )
-
-    return [
-        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
-        Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
-    ]
 
 
 def _reporter(stopping: threading.Event, progress: Progress | None) -> Progress:

@@ -10,7 +10,7 @@ import pytest
 
 from aula.assistant.asking import ask_text, language_of
 from aula.assistant.courses import CourseLibrary
-from aula.assistant.dialogue import Dialogue
+from aula.assistant.dialogue import Dialogue, Manner
 from aula.core.clock import FakeClock
 from aula.core.errors import BackendError, TextError
 from aula.core.settings import Settings
@@ -135,6 +135,45 @@ async def test_a_draft_that_was_not_confirmed_is_not_remembered(conversation: An
     said = await _say(dialogue, "What is a lever?")
     await (await dialogue.prepare("What is a pulley?", Context())).close()
     assert (await _say(dialogue, "again please")).answer.text == said.answer.text
+
+
+async def test_another_conversation_shares_the_course_and_no_memory(conversation: Any) -> None:
+    dialogue, _, _, _ = conversation
+    said = await _say(dialogue, "What is a lever?")
+    other = dialogue.another()
+    assert other.course is dialogue.course
+    assert other.vocabulary() is dialogue.vocabulary(), "read once"
+    assert "not said anything" in (await _say(other, "again please")).answer.text
+    await _say(other, "What is a pulley?")
+    assert (await _say(dialogue, "again please")).answer.text == said.answer.text
+
+
+async def test_what_was_said_elsewhere_is_recalled_and_forgotten(conversation: Any) -> None:
+    dialogue, _, _, _ = conversation
+    dialogue.recall("A lever turns.", "en")
+    assert (await _say(dialogue, "again please")).answer.text == "A lever turns."
+    dialogue.forget("Something else.")
+    assert (await _say(dialogue, "again please")).answer.text == "A lever turns."
+    dialogue.forget("A lever turns.")
+    assert "not said anything" in (await _say(dialogue, "again please")).answer.text
+
+
+async def test_answers_follow_the_manner(conversation: Any) -> None:
+    dialogue, voice, _, _ = conversation
+    dialogue.manner = Manner(aloud=False)
+    prepared = await _say(dialogue, "What is a lever?")
+    assert [chunk async for chunk in prepared.audio()] == []
+    assert voice.requests == []
+    dialogue.manner = Manner(voice="en-gb", pace=1.2)
+    await _say(dialogue, "slower please")
+    assert (voice.requests[-1].voice, voice.requests[-1].words_per_minute) == ("en-gb", round(165 * 1.2 * 0.75))
+
+
+async def test_one_who_has_not_asked_is_greeted(conversation: Any) -> None:
+    dialogue, _, _, _ = conversation
+    prepared = await dialogue.prepare_greeting(Context())
+    assert prepared.answer.intent is Intent.GREETING
+    assert "Machines" in prepared.answer.text
 
 
 async def test_there_is_nothing_to_repeat_at_the_start(conversation: Any) -> None:

@@ -205,3 +205,12 @@ def test_silence_and_noise_start_nothing() -> None:
     assert detect(np.zeros(SPEECH_RATE * 5, np.float32)) == []
     white = np.random.default_rng(3).normal(0, 0.1, SPEECH_RATE * 5).astype(np.float32)  # -20 dBFS
     assert detect(white) == []
+
+
+def test_a_pause_lasts_from_the_last_speech_until_it_goes_on() -> None:
+    endpointer = Endpointer(EndpointingOptions(start_ms=64, end_ms=96))
+    paused = []
+    for probability in (0.0, 0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9):
+        endpointer.feed(probability)
+        paused.append(endpointer.paused_ms)
+    assert paused == [0, 0, 0, 32, 64, 0, 32, 64, 96, 128, 160, 0, 0]

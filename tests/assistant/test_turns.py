@@ -82,6 +82,24 @@ class WordByWord:
 
 
 @dataclass
+class Pausing(WordByWord):
+    """Has its final text once a pause is 0.3 s long."""
+
+    pauses: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    def feed(self, samples: Float32) -> Partial:
+        self.samples += len(samples)
+        return super().feed(samples)
+
+    def pause(self, seconds: float) -> Partial:
+        self.pauses.append(seconds)
+        settled = seconds >= 0.3
+        text = self.final if settled and self.final is not None else self.text
+        return Partial(text, settled=settled)
+
+
+@dataclass
 class Echo:
     """Answers a question with itself; one sample of sound a letter."""
 
@@ -182,6 +200,25 @@ async def test_a_draft_that_the_final_transcript_contradicts_never_leaves() -> N
     assert dialogue.released == len(dialogue.prepared) - 1
 
 
+async def test_a_pause_is_time_for_the_final_text_and_its_answer() -> None:
+    transcriber = Pausing(final="what is inertia")
+    reply, dialogue = await _turn(transcriber, _frames(500, loud=True) + _frames(600, loud=False))
+    assert reply.drafted, "though no partial ever said so"
+    assert dialogue.confirmed == ["what is inertia"]
+    assert dialogue.prepared.count("what is inertia") == 1
+    assert [seconds < 0.3 for seconds in transcriber.pauses] == [True] * (len(transcriber.pauses) - 1) + [False]
+    assert transcriber.samples <= 16 * (500 + 32 + 200), "quiet is held back"
+
+
+async def test_speech_that_goes_on_after_a_pause_is_heard_whole() -> None:
+    frames = _frames(300, loud=True) + _frames(500, loud=False) + _frames(200, loud=True) + _frames(400, loud=False)
+    transcriber = Pausing()
+    reply, _ = await _turn(transcriber, frames)
+    assert reply.transcript.text == "what is the terminal velocity"
+    assert transcriber.samples >= 16 * (300 + 500 + 200), "the pause is sound too"
+    assert sum(seconds >= 0.3 for seconds in transcriber.pauses) == 2, "each pause is settled once"
+
+
 async def test_a_draft_that_broke_is_made_again_and_told_to_nobody() -> None:
     clock = FakeClock()
     reply, dialogue = await _turn(
@@ -249,6 +286,56 @@ async def test_a_turn_closes_at_any_moment_and_gives_everything_back() -> None:
             await turn.hear(_frames(20, loud=True)[0])
         with pytest.raises(RuntimeError, match="closed"):
             await turn.commit()
+
+
+async def test_a_turn_may_be_transcribed_first_and_answered_when_that_is_asked_for() -> None:
+    clock = FakeClock()
+    dialogue = Echo(clock)
+    async with (
+        _runtime(WordByWord(), clock) as runtime,
+        await Turn.open(runtime, dialogue, ENGLISH, OPTIONS) as turn,  # type: ignore[arg-type]
+    ):
+        with pytest.raises(RuntimeError, match="transcribed"):
+            await turn.answer()
+        for frame in _frames(500, loud=True) + _frames(200, loud=False):
+            await turn.hear(frame)
+            await asyncio.sleep(0)
+        transcript = await turn.transcribe()
+        assert transcript.text == "what is the terminal velocity"
+        assert dialogue.confirmed == [], "nobody has asked yet"
+        clock.advance(7)
+        reply = await turn.answer()
+        assert reply.drafted
+        assert dialogue.confirmed == [transcript.text]
+        assert reply.timings_ms["commit_to_first_audio"] == 0, "the caller's own time is not the turn's"
+        with pytest.raises(RuntimeError, match="committed"):
+            await turn.answer()
+
+
+async def test_silence_has_no_answer_even_if_somebody_asks() -> None:
+    clock = FakeClock()
+    async with (
+        _runtime(WordByWord(), clock) as runtime,
+        await Turn.open(runtime, Echo(clock), ENGLISH, OPTIONS) as turn,  # type: ignore[arg-type]
+    ):
+        with pytest.raises(NothingHeardError):
+            await turn.transcribe()
+        with pytest.raises(RuntimeError, match="transcript"):
+            await turn.answer()
+
+
+async def test_where_speech_was_found_already_nothing_is_detected_and_everything_is_heard() -> None:
+    clock = FakeClock()
+    transcriber = WordByWord()
+    async with (
+        _runtime(transcriber, clock) as runtime,
+        await Turn.open(runtime, Echo(clock), ENGLISH, OPTIONS, detecting=False) as turn,  # type: ignore[arg-type]
+    ):
+        for frame in _frames(40, loud=False) + _frames(300, loud=True):
+            await turn.hear(frame)
+        reply = await turn.commit()
+    assert reply.transcript.text == "what is the"
+    assert "detect" not in reply.rungs
 
 
 async def test_a_language_nobody_hears_is_refused_at_the_start() -> None:

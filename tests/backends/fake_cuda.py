@@ -67,6 +67,7 @@ class FakeCuda:
 
     def __init__(self, devices: int = 1, total: int = 1 << 30) -> None:
         self.devices, self.total = devices, total
+        self.capability = (8, 9)
         self.current = -1
         self.calls: Counter[str] = Counter()
         self.device_memory: dict[int, Any] = {}
@@ -335,7 +336,7 @@ class FakeCuda:
 
     def cudaDeviceGetAttribute(self, kind: Any, device: int) -> Any:
         assert isinstance(kind, cudaDeviceAttr)
-        return self._answer("cudaDeviceGetAttribute", lambda: {75: 8, 76: 9}[int(kind)])
+        return self._answer("cudaDeviceGetAttribute", lambda: self.capability[int(kind) - 75])
 
     def cudaDriverGetVersion(self) -> Any:
         return self._answer("cudaDriverGetVersion", lambda: 12080)

@@ -1,5 +1,7 @@
 """What goes in is not copied, and what comes out stays as it is."""
 
+import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from aula.backends.pages import give_back
 from aula.backends.session import Session, SessionOptions, available_backends, open_session
 from aula.core.errors import BackendError
 from tests.backends.graphs import doubling, passing
@@ -102,3 +105,52 @@ def test_an_array_that_stays_and_changes_is_read_anew(backend: str, tmp_path: Pa
         array.shape = (3, 2)
         with pytest.raises(BackendError):
             session.run({name: array})
+
+
+@sessions
+def test_what_is_borrowed_is_right_until_the_next_run(backend: str, batch: int | str, tmp_path: Path) -> None:
+    with _opened(backend, batch, tmp_path) as session:
+        for n in range(4):
+            y = session.borrow({"x": np.full((2, WIDTH), n, np.float32)})["y"]
+            assert (y.min(), y.max()) == (2 * n, 2 * n)
+        kept = session.run({"x": np.full((2, WIDTH), 7, np.float32)})["y"]
+        session.borrow({"x": np.full((2, WIDTH), 8, np.float32)})
+        assert kept.max() == 14, "what was run before is the caller's own"
+
+
+def test_a_large_output_that_is_borrowed_is_not_copied(tmp_path: Path) -> None:
+    with _opened("openvino", "batch", tmp_path) as session:
+        first, second = (session.borrow({"x": np.full((2, WIDTH), n, np.float32)})["y"] for n in range(2))
+        assert np.shares_memory(first, second)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what of a file is in memory")
+@pytest.mark.parametrize("access", [mmap.ACCESS_READ, mmap.ACCESS_COPY])
+def test_mapped_weights_are_given_back_and_come_again(tmp_path: Path, access: int) -> None:
+    side = tmp_path / "model.onnx.data"
+    content = np.random.default_rng(1).bytes(1 << 20)
+    side.write_bytes(content)
+    with side.open("rb") as file, mmap.mmap(file.fileno(), 0, access=access) as mapped:
+        assert mapped[:] == content
+        assert _resident(side) == 1024
+        give_back(tmp_path / "model.onnx")
+        # A mapping that may be written on is somebody else's business.
+        assert _resident(side) == (0 if access == mmap.ACCESS_READ else 1024)
+        assert mapped[:] == content
+
+
+def _resident(path: Path) -> int:
+    """KiB of a mapped file that are in this process's memory."""
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
+    return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_a_session_that_settled_computes_what_it_did(backend: str, tmp_path: Path) -> None:
+    with _opened(backend, "batch", tmp_path) as session:
+        x = {"x": np.full((2, WIDTH), 3, np.float32)}
+        wanted = session.run(x)["y"]
+        session.settle()
+        session.settle()
+        np.testing.assert_array_equal(session.run(x)["y"], wanted)

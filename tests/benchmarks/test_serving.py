@@ -10,14 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from aula.backends.session import Session, SessionOptions, Tensors
-from aula.core.errors import BackendError
+from aula.core.errors import BackendError, NoRungError
 from aula.core.types import TensorSpec
 from benchmarks.serving import rate
 from benchmarks.serving.ours import Service
 from benchmarks.serving.slow_engine import SlowEngine
 from benchmarks.serving.triton import write_repository
-
-COSTS = {"engine": {1: {1: 1.0, 8: 1.0}}}
 
 
 class Noting(Session):
@@ -37,20 +35,19 @@ class Noting(Session):
 
 async def test_everybody_gets_the_answer_to_their_own_row_and_batches_form_because_work_waits() -> None:
     session = Noting()
-    service = Service(session, COSTS)
     rows = [np.array([value], np.float32) for value in range(20)]
-    answers = await asyncio.gather(*(service.ask(row) for row in rows))
-    service.close()
+    async with Service(session, 8) as service:
+        session.batches.clear()
+        answers = await asyncio.gather(*(service.ask(row) for row in rows))
     assert [float(answer[0]) for answer in answers] == [2.0 * value for value in range(20)]
     assert (session.batches[0], sum(session.batches), max(session.batches)) == (1, 20, 8)
 
 
 async def test_an_engine_s_error_reaches_who_asked() -> None:
-    service = Service(Noting(), COSTS)
-    with pytest.raises(BackendError, match="negative"):
-        await service.ask(np.array([-1], np.float32))
-    assert (await service.ask(np.array([3], np.float32)))[0] == 6
-    service.close()
+    async with Service(Noting(), 8) as service:
+        with pytest.raises(NoRungError, match="negative"):
+            await service.ask(np.array([-1], np.float32))
+        assert (await service.ask(np.array([3], np.float32)))[0] == 6
 
 
 def test_the_slow_engine_answers() -> None:

@@ -56,7 +56,17 @@ def test_a_spoken_question_is_answered_from_the_course(run: Run, question: Path,
 def test_a_whisper_folder_at_hand_hears_with_no_further_setting(
     run: Run, question: Path, home: Path, tmp_path: Path
 ) -> None:
+    """As the Hugging Face hub lays it out."""
     checkpoint = thin_checkpoint(home / "checkpoints" / "whisper-thin")
+    steering = {"suppress_tokens": [1, 2, 7], "begin_suppress_tokens": [220, 50_257], "no_timestamps_token_id": 50_363}
+    beside = {
+        "generation_config.json": steering,
+        "preprocessor_config.json": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80},
+        "tokenizer_config.json": {"tokenizer_class": "WhisperTokenizer"},
+        "special_tokens_map.json": {"eos_token": "<|endoftext|>"},
+    }
+    for name, content in beside.items():
+        (checkpoint.folder / name).write_text(json.dumps(content))
     try:
         ended = run("ask", str(question), "--fast", "--json")
         assert ended.code == 0, ended.err

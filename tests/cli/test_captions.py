@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import webvtt
 
+from tests.audio.local_server import sending, serving
 from tests.cli.running import Run
 from tests.models.whisper_thin_model import sound, thin_checkpoint
 
@@ -46,3 +47,22 @@ def test_what_cannot_be_captioned_is_told(run: Run, thin: Path, lecture: Path) -
     silence = lecture.with_name("silence.wav")
     soundfile.write(str(silence), np.zeros(0, np.float32), 16_000)
     assert run("captions", "silence.wav", "--model", str(thin)).code == 3
+
+
+def test_a_local_stream_is_captioned_while_it_comes(run: Run, thin: Path, lecture: Path) -> None:
+    with serving(sending(lecture.read_bytes())) as address:
+        ended = run("captions", address, "--model", str(thin), "--language", "en")
+    assert ended.code == 0, ended.err
+    assert webvtt.from_string(ended.out).captions
+    assert "after the words in the median" in ended.err
+    assert run("captions", address, "--model", str(thin)).code == 3, "nobody sends any longer"
+    shown = run("captions", "rtsp://127.0.0.1/hall", "--model", str(thin))
+    assert (shown.code, "| aula captions -" in shown.err) == (3, True)
+
+
+def test_what_was_heard_before_a_stream_broke_off_is_written(run: Run, thin: Path, lecture: Path) -> None:
+    content = lecture.read_bytes()
+    with serving(sending(content[: len(content) // 2], length=len(content))) as address:
+        ended = run("captions", address, "--model", str(thin), "--language", "en")
+    assert (ended.code, "broke off" in ended.err) == (3, True)
+    assert webvtt.from_string(ended.out).captions[-1].end_in_seconds == 7

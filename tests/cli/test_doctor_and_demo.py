@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from aula.core.types import Capability
 from tests.cli.running import Run
 
 pytestmark = pytest.mark.usefixtures("models")
@@ -13,7 +14,7 @@ def test_doctor_tries_every_rung_and_lists_licences(run: Run) -> None:
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert found["healthy"]
-    assert {rung["capability"] for rung in found["rungs"]} == {"detect", "transcribe", "understand", "embed", "speak"}
+    assert {rung["capability"] for rung in found["rungs"]} == set(Capability)
     assert all(rung["error"] is None for rung in found["rungs"])
     assert "GPL-3.0-or-later" in {licence["licence"] for licence in found["licences"]}
     assert [engine["name"] for engine in found["engines"]].count("minilm") >= 1

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aula.backends.device_tensor import DeviceTensor
 from aula.backends.session import Session, SessionOptions, Tensors
+from aula.backends.tensorrt_runtime import layer_precisions
 from aula.core.errors import VerificationError
 from aula.core.types import TensorSpec
 from aula.engine.plans import Extents, Plan, PlanOptions, UnbuildableError
@@ -50,7 +51,10 @@ class FakeBuilder:
         cache: bytes = b"",
     ) -> Plan:
         graph = onnx.load(str(model))
-        assert next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")) <= 17
+        version = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+        assert 19 <= version <= 22 if self.typed else version <= 17
+        if self.typed:
+            onnx.checker.check_model(graph, full_check=True)
         quantised = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
         for node in graph.graph.node:
             if node.name in self.without_kernel and quantised.intersection(node.input):
@@ -111,6 +115,7 @@ class FakeDeviceSession(Session):
         pass
 
     def enqueue(self, tensors: Tensors) -> None:
+        self._check(tensors)
         self._last = self._run(tensors)
 
     def collect(self) -> dict[str, NDArray[Any]]:
@@ -129,6 +134,9 @@ class FakeDeviceSession(Session):
     def layers(self) -> list[dict[str, Any]]:
         kind = {"fp16": "FP16", "int8": "Int8", "fp32": "FP32", "bf16": "BF16"}[self.told["precision"]]
         return [{"Name": node.name, "LayerType": "Gemm", "Inputs": [{"Format/Datatype": kind}]} for node in self._nodes]
+
+    def precisions(self) -> dict[str, int]:
+        return layer_precisions(self.layers())
 
     def reset(self) -> None:
         for pair in self.options.states:

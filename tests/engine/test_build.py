@@ -1,4 +1,3 @@
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from aula.core.errors import BackendError, CheckpointError, EngineError, Storage
 from aula.engine.build import BuildOptions, build
 from aula.engine.graph import bind_weights
 from aula.engine.manifest import Part
-from aula.engine.onnx_files import save_model
 from aula.engine.recipe import Model, Profile, Size
 from aula.engine.store import Store
 from aula.engine.verify import verify
@@ -227,7 +225,7 @@ def test_weights_that_lie_beside_the_graph_go_into_the_store_too(
         x, w = (spox.argument(spox.Tensor(np.float32, shape)) for shape in (("rows", 3), (3, 500)))
         return bind_weights(spox.build({"x": x, "w": w}, {"y": op.matmul(x, w)}), {"w": weight})
 
-    monkeypatch.setattr("aula.engine.build.save_model", partial(save_model, limit=1000))
+    monkeypatch.setattr("aula.engine.build.MAPPED_LIMIT", 1000)
     model = toy_model(tmp_path, write_graph=write, reference=lambda inputs: {"y": inputs["x"] @ weight})
     bundle = build(model, Store(tmp_path / "store"), ONE)
     files = bundle.engine().files

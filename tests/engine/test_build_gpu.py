@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from aula.core.errors import BackendError, CalibrationError, VerificationError
+from aula.core.errors import CalibrationError, VerificationError
 from aula.engine.build import BuildOptions, build
 from aula.engine.bundle import Bundle
 from aula.engine.manifest import TargetEngine
@@ -244,7 +244,7 @@ def test_a_session_that_tells_no_device_time_proves_nothing(tmp_path: Path) -> N
         return open_session("onnxruntime", graph)
 
     workshop = replace(fake_workshop(), open=plain)
-    with pytest.raises(BackendError, match="tells no device time"):
+    with pytest.raises(VerificationError, match="tells no device time"):
         build(
             toy_model(tmp_path),
             Store(tmp_path / "store"),

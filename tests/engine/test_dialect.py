@@ -218,3 +218,27 @@ def test_a_split_of_a_free_axis_is_settled_once_it_is_fixed() -> None:
     model = model_of([made], [value("x", FLOAT, "n", 2)], [value("y", FLOAT), value("z", FLOAT)])
     result = _same(specialise(model, {"n": 5}), _floats(5, 2))
     assert len(result.graph.node[0].input) == 2
+
+
+# Networks that keep the graph's types.
+
+
+@pytest.mark.parametrize("opset", [17, 19, 20])
+def test_a_typed_network_is_written_in_opset_19_or_newer(opset: int) -> None:
+    model = _unary("Relu", opset=opset)
+    made = for_tensorrt(model, typed=True)
+    assert [entry.version for entry in made.opset_import if entry.domain == ""] == [max(opset, 19)]
+    onnx.checker.check_model(made, full_check=True)
+    given = _floats(2, 4, 6)
+    np.testing.assert_array_equal(run(made, given)["y"], run(model, given)["y"])
+
+
+def test_a_typed_network_keeps_the_words_of_its_set() -> None:
+    assert operators(for_tensorrt(_unary("Gelu"), typed=True)) == ["Gelu"]
+
+
+def test_what_no_tensorrt_knows_yet_is_refused() -> None:
+    model = _unary("Relu")
+    model.opset_import[0].version = 23
+    with pytest.raises(EngineError, match=r"opset 23, and TensorRT 10\.12 knows 22"):
+        for_tensorrt(model, typed=True)

@@ -128,19 +128,7 @@ def _pairs(bundle: Bundle, profile: str) -> set[str]:
     return {node.name for node in graph.node if node.name.startswith("fc") and pairs.intersection(node.input)}
 
 
-class Typed(FakeBuilder):
-    """A TensorRT that keeps to the graph's types, where a pair's scale may be in half precision; in ONNX it may from
-    opset 19 on."""
-
-    def build(self, *arguments: Any, **more: Any) -> Plan:
-        plan = super().build(*arguments, **more)
-        head, _, content = plan.content.partition(b"\n")
-        graph = onnx.load_from_string(content)
-        graph.opset_import[0].version = 19
-        return Plan(head + b"\n" + graph.SerializeToString(), plan.cache)
-
-
-@pytest.mark.parametrize("builder", [FakeBuilder(), Typed(typed=True)], ids=["flags", "types"])
+@pytest.mark.parametrize("builder", [FakeBuilder(), FakeBuilder(typed=True)], ids=["flags", "types"])
 def test_int8_that_keeps_the_metric_and_is_faster_is_shipped(tmp_path: Path, builder: FakeBuilder) -> None:
     builder = replace(builder, milliseconds=FAST_INT8)
     bundle = _build(tmp_path, _network(tmp_path), builder, "int8")

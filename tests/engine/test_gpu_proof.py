@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aula.backends.session import Session, SessionOptions, StatePair, Tensors
+from aula.backends.tensorrt_runtime import layer_precisions
 from aula.core.errors import VerificationError
 from aula.core.types import TensorSpec
 from aula.engine.gpu_proof import cases, engine_error, inspection, run_case, usual_inputs
@@ -160,7 +161,7 @@ def test_fused_layers_are_told_by_their_names() -> None:
         {"Name": "PWN(c)", "LayerType": "PointWise", "Inputs": [{"Format/Datatype": "Int8"}]},
         {},
     ]
-    told = inspection(layers, 12)
+    told = inspection(layers, layer_precisions(layers), 12)
     assert (told.operators, told.layers, told.fused) == (12, 5, 3)
     assert told.precisions.get("fp16") == 2
 

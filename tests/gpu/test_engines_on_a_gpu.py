@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aula.backends.device_session import DeviceSession
 from aula.backends.tensorrt import TensorRtSession
 from aula.core.errors import AulaError, BackendError, BundleError
 from aula.engine.build import BuildOptions, build
@@ -130,16 +131,17 @@ def test_a_plan_for_another_gpu_is_refused_before_it_is_read(sentences: Bundle, 
 
 @pytest.fixture(
     params=[
-        pytest.param((StepForm(), 1), id="one row"),
-        pytest.param((StepForm(split=4, split_small=2), 2), id="summed in pieces"),
-        pytest.param((StepForm(stacked=True, low_caches=True), 4), id="many rows"),
+        pytest.param((StepForm(), 1, 256), id="one row"),
+        pytest.param((StepForm(split=4, split_small=2), 2, 256), id="summed in pieces"),
+        pytest.param((StepForm(stacked=True, low_caches=True), 4, 256), id="many rows"),
+        *(pytest.param((whisper_gpu.MANY, rows, 512), id=f"our own kernels, {rows}") for rows in (1, 3, 20, 70)),
     ]
 )
 def recogniser(
     request: pytest.FixtureRequest, target: str, tmp_path: Path
 ) -> Iterator[tuple[whisper_gpu.WhisperStepping, WhisperReference, WhisperConfig]]:
-    form, rows = request.param
-    checkpoint = whisper.random_checkpoint(WHISPER, tmp_path / "checkpoint", 0)
+    form, rows, wide = request.param
+    checkpoint = whisper.random_checkpoint({**WHISPER, "decoder_ffn_dim": wide}, tmp_path / "checkpoint", 0)
     config = WhisperConfig.from_checkpoint(checkpoint)
     base = whisper.encoder_recipe(checkpoint, "encoder", seeded=True)
     encoder = replace(
@@ -150,7 +152,8 @@ def recogniser(
     decoder = whisper_gpu.stepper_recipe(checkpoint, "decoder", form, steps, seeded=True)
     bundle = _built(Model("small", {"encoder": encoder, "decoder": decoder}), tmp_path / "store", target)
     sessions = [bundle.open(part, profile, target=target) for part, profile in _SERVED]
-    assert all(isinstance(session, TensorRtSession) for session in sessions)
+    assert all(isinstance(session, DeviceSession) for session in sessions)
+    assert bundle.engine("decoder", target).backend == ("kernels" if wide == 512 else "tensorrt")
     stepping = whisper_gpu.WhisperStepping(*sessions)  # type: ignore[arg-type]
     shapes = config.encoder_shapes() | config.decoder_shapes()
     yield stepping, WhisperReference(config, lambda: load_weights(checkpoint, shapes)), config

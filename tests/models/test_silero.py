@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from aula.audio.decoding import read_audio
 from aula.backends.session import SessionOptions, StatePair, open_session
 from aula.core.errors import BackendError, ModelNotFoundError
-from aula.core.types import SPEECH_RATE, Float32
-from aula.models.silero import CHUNK, CHUNK_MS, INFO, SpeechProbability, find_graph
+from aula.core.types import SPEECH_RATE, Context, DetectRequest, Float32
+from aula.models.silero import CHUNK, CHUNK_MS, INFO, SileroDetector, SpeechProbability, find_graph
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("silero_vad") is None, reason="silero-vad is absent: pip install --no-deps silero-vad"
@@ -108,6 +108,41 @@ def test_a_closed_detector_says_so() -> None:
     detector.close()
     with pytest.raises(BackendError, match="closed"):
         detector.feed(np.zeros(CHUNK, np.float32))
+
+
+@needs_package
+def test_a_stream_is_used_again_and_remembers_nothing_of_the_one_before() -> None:
+    loud, other = noise(0.5, 0.3), noise(0.5, 0.05)
+    detector = SileroDetector()
+    first = detector.start(DetectRequest(), Context())
+    expected = first.feed(loud)
+    beside = detector.start(DetectRequest(), Context())
+    first.close()
+    first.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        first.feed(loud)
+    again = detector.start(DetectRequest(), Context())
+    assert again._stream is not beside._stream
+    assert again.feed(loud) == expected
+    beside.feed(other)
+    beside.close()
+    detector.close()
+    assert detector._idle == []
+
+
+@needs_package
+def test_a_stream_that_failed_is_handed_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = SileroDetector()
+    stream = detector.start(DetectRequest(), Context())
+
+    def fail(self: SpeechProbability, windows: Float32) -> Float32:
+        raise BackendError("gone", next_step="start another")
+
+    monkeypatch.setattr(SpeechProbability, "_run", fail)
+    with pytest.raises(BackendError):
+        stream.feed(noise(0.1, 0.1))
+    stream.close()
+    assert detector._idle == []
 
 
 @needs_package

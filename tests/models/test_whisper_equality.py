@@ -15,14 +15,17 @@ from aula.models.whisper import architecture, random_checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_reference import WhisperReference
-from aula.models.whisper_rows import WhisperRows
+from aula.models.whisper_rows import Sound, WhisperRows
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_text import Text
 from aula.models.whisper_tokens import suppression
 from tests.models.whisper_thin_model import hearing_of, sessions_of, sound
 
 CASES = (("tiny", 1, 5), ("tiny.en", 2, 3), ("base", 3, 4), ("base.en", 4, 3), ("small", 5, 5))
-"""Size, seed and number of sounds: twenty checkpoints-and-sounds."""
+"""Size, seed and number of sounds: twenty checkpoints-and-sounds, which `make thorough` runs."""
+
+QUICK = ("tiny", 1, 2)
+"""For every run of the tests."""
 
 STEERING = {"suppress_tokens": [1, 2, 7], "begin_suppress_tokens": [220, 50_257]}
 FRAMES = 100
@@ -30,7 +33,13 @@ TOKENS = 10
 END = -1
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(QUICK, id="quick"),
+        *(pytest.param(case, id=case[0], marks=pytest.mark.thorough) for case in CASES),
+    ],
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Checkpoint, int]]:
     name, seed, count = request.param
     folder = tmp_path_factory.mktemp(name)
@@ -58,7 +67,7 @@ def test_tokens_equal_the_references_alone_with_drafts_and_in_rows(case: tuple[C
     # 2. In rows.
     rows = WhisperRows(config, decoder, most=4)
     texts = [Text(config, prompt, END, limit=TOKENS) for _ in mels]
-    rows.write_all((encoder.run({"mel": mel[None]}), text) for mel, text in zip(mels, texts, strict=True))
+    rows.write_all((Sound(encoder.run({"mel": mel[None]})), text) for mel, text in zip(mels, texts, strict=True))
     assert [text.written().tokens for text in texts] == alone
     encoder.close()
     decoder.close()
@@ -86,6 +95,11 @@ def test_tokens_equal_the_references_alone_with_drafts_and_in_rows(case: tuple[C
         assert wanted["next"][0].tolist() == list(tokens)
     assert len(set(alone)) > 1, "what is heard decides what is written"
     assert suppression(config)[2, 220] < 0
+
+
+def test_twenty_are_twenty() -> None:
+    assert sum(count for *_, count in CASES) == 20
+    assert {name.partition(".")[0] for name, *_ in CASES} == {"tiny", "base", "small"}
 
 
 @pytest.mark.skipif(

@@ -19,7 +19,7 @@ from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_mel import log_mel
 from tests.models.make_whisper_reference import FRAMES, hidden_and_tokens, mels, samples, transformers_model
-from tests.models.whisper_small_model import INPUTS, POSITIONS, PROMPT, SEED, SMALL, TOKENS, bounds_of
+from tests.models.whisper_small_model import INPUTS, POSITIONS, PROMPT, SEED, SMALL, TOKENS
 
 NO_TOKEN = -1
 
@@ -35,21 +35,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def _decoding(checkpoint: Checkpoint, folder: Path, backend: str) -> tuple[Session, WhisperDecoding]:
-    """As it is served: a session for every shape, and one for the steps of a question."""
     import onnx
 
-    graphs, paths = [], []
-    encoder, decoder = encoder_recipe(checkpoint, "e"), decoder_recipe(checkpoint, "d")
-    for recipe in (encoder, decoder):
-        graphs.append(recipe.write_graph())
-        paths.append(folder / f"{recipe.name}.onnx")
-        onnx.save(graphs[-1], str(paths[-1]))
-    step = next(profile for profile in decoder.profiles if profile.name == "step")
-    bounds = bounds_of(graphs[1], step)
-    listening, writing = (open_session(backend, path, SessionOptions(threads=1)) for path in paths)
-    stepping = open_session(backend, paths[1], SessionOptions(threads=1, bounds=bounds))
-    config = WhisperConfig.from_checkpoint(checkpoint)
-    return listening, WhisperDecoding(config, listening, writing, steps=[stepping])
+    opened = []
+    for recipe in (encoder_recipe(checkpoint, "e"), decoder_recipe(checkpoint, "d")):
+        path = folder / f"{recipe.name}.onnx"
+        onnx.save(recipe.write_graph(), str(path))
+        opened.append(open_session(backend, path, SessionOptions(threads=1)))
+    return opened[0], WhisperDecoding(WhisperConfig.from_checkpoint(checkpoint), *opened)
 
 
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])

@@ -13,7 +13,7 @@ from aula.models.whisper import random_checkpoint
 from aula.models.whisper_choice import HostChoice
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_decoding import WhisperDecoding
-from aula.models.whisper_rows import WhisperRows
+from aula.models.whisper_rows import Sound, WhisperRows
 from aula.models.whisper_text import Text, Written
 from tests.models.whisper_small_model import PROMPT, SEED, SMALL
 from tests.models.whisper_thin_model import sessions_of
@@ -30,7 +30,7 @@ class Small:
         self.decoding = WhisperDecoding(config, *sessions)
         generator = np.random.default_rng(5)
         self.mels = [generator.uniform(-1, 1, (20, frames)).astype(np.float32) for frames in LENGTHS]
-        self.encoded = [self.encoder.run({"mel": mel[None]}) for mel in self.mels]
+        self.encoded = [Sound(self.encoder.run({"mel": mel[None]})) for mel in self.mels]
         # A token that each of these texts says sooner or later ends it.
         self.free = [self.alone(sound, -1) for sound in range(len(LENGTHS))]
         self.ends = [_new_after(text.tokens, 3 + 4 * sound) for sound, text in enumerate(self.free)]

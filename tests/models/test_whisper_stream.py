@@ -13,6 +13,7 @@ from aula.core.types import Float32, Partial, Segment
 from aula.models.whisper_bias import bias_tokens, course_terms
 from aula.models.whisper_hearing import Heard, HearingOptions, WhisperHearing
 from aula.models.whisper_mel import MelStream
+from aula.models.whisper_passes import Work, alone
 from aula.models.whisper_segments import window_segments
 from aula.models.whisper_stream import StreamOptions, WhisperStream, common_start
 from tests.models.whisper_thin_model import WINDOW, hearing_of, insist_on, sound, thin_checkpoint
@@ -47,16 +48,21 @@ class Scripted:
     def mel_stream(self) -> MelStream:
         return MelStream(4)
 
-    def draft(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
+    def drafting(self, mel: MelStream, language: int | None, **options: Any) -> Work[Heard]:
         self.drafted_at.append(mel.samples)
         self.clock.advance(self.costs)
         return self._heard(self.drafts, language)
+        yield
 
-    def final(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
+    def finalising(self, mel: MelStream, language: int | None, **options: Any) -> Work[Heard]:
         self.longest = max(self.longest, mel.samples)
         self.asked.append(options)
         found = self.languages.pop(0) if len(self.languages) > 1 else self.languages[0]
         return self._heard(self.finals, found if language is None else language)
+        yield
+
+    def alone(self, work: Work[Any]) -> Any:
+        return alone(work, None)  # type: ignore[arg-type]
 
     def _heard(self, texts: list[Sequence[int]], language: int | None) -> Heard:
         tokens = texts.pop(0) if len(texts) > 1 else texts[0]
@@ -135,6 +141,64 @@ def test_what_two_hypotheses_agree_on_is_stable(hearing: WhisperHearing) -> None
     assert [one.stable for one in seen] == ["", "w5 w6", "w5 w6 w8 w9"]
     assert stream.commit().text == "w5 w6 w8"
     assert scripted.asked[-1]["draft"] == (5, 6, 8, 9, 10)
+
+
+def test_a_commit_after_a_pause_costs_nothing(hearing: WhisperHearing) -> None:
+    scripted = Scripted(hearing, [[5, 6, 8], [9]], [[5, 6, 7]])
+    stream = _stream(scripted, language=50_259)
+    assert not stream.feed(_silence(0.6)).settled
+    assert stream.pause(0.1) == Partial("w5 w6 w8", "w5 w6", (), settled=True)
+    assert stream.pause(0.2).settled
+    assert stream.commit().text == "w5 w6 w8"
+    assert len(scripted.asked) == 1
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_sound_after_a_pause_unsettles_the_text(hearing: WhisperHearing, timestamps: bool) -> None:
+    scripted = Scripted(hearing, [[5, 6], [5, 6, 7]], [[5]])
+    stream = _stream(scripted, language=50_259, timestamps=timestamps)
+    stream.feed(_silence(0.6))
+    assert stream.pause(0.1).settled
+    assert not stream.feed(_silence(0.02)).settled
+    assert stream.commit().text == "w5 w6 w7"
+    assert [asked["draft"] for asked in scripted.asked] == [(5,), (5, 6)], "what the pause gave is the next draft"
+
+
+def test_a_text_without_times_is_none_of_a_window_that_is_cut(hearing: WhisperHearing) -> None:
+    scripted = Scripted(hearing, [[5], [_at(0), 11, _at(5)], [_at(0), 12, _at(1)]], [[5]])
+    stream = _stream(scripted, language=50_259)
+    stream.feed(_silence(6.0))
+    assert stream.pause(1.0).settled
+    stream.feed(_silence(1.0))
+    assert stream.commit().text == "w11 w12"
+
+
+def test_a_pause_must_last_as_long_as_its_text_is_expected_to_take(hearing: WhisperHearing) -> None:
+    scripted = Scripted(hearing, [[5]], [[5]])
+    scripted.costs = 0.4  # for 2 s of context; the text takes the window of 6 s
+    stream = _stream(scripted, language=50_259)
+    stream.feed(_silence(0.6))
+    assert [stream.pause(seconds).settled for seconds in (0.3, 1.1)] == [False, False]
+    assert stream.pause(1.2).settled
+
+
+def test_nothing_is_settled_before_any_sound(hearing: WhisperHearing) -> None:
+    scripted = Scripted(hearing, [[5]])
+    assert not _stream(scripted).pause(5.0).settled
+    assert scripted.asked == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_pause_settled_is_what_the_whole_sound_gives(hearing: WhisperHearing, seed: int) -> None:
+    whole = sound(seed, 2.5)
+    plain = WhisperStream(hearing, FakeClock(), StreamOptions(language=50_259, partials=False))
+    plain.feed(whole)
+    live = WhisperStream(hearing, FakeClock(), StreamOptions(language=50_259))
+    for place, piece in enumerate(np.array_split(whole, 25)):
+        live.feed(piece)
+        if place in (9, 24):
+            live.pause(0.5)
+    assert live.commit().text == plain.commit().text
 
 
 @given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))

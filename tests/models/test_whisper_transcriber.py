@@ -1,3 +1,4 @@
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from aula.models.checkpoints import Checkpoint
 from aula.models.hub import MARKER
 from aula.models.whisper import whisper_model
 from aula.models.whisper_engines import find_bundle
+from aula.models.whisper_rows import WhisperRows
 from aula.models.whisper_transcriber import Place, WhisperTranscriber, find_places
-from aula.runtime import open_hearing, open_runtime
+from aula.runtime import LiveTranscription, Runtime, open_hearing, open_runtime
 from tests.models.whisper_thin_model import sound, thin_checkpoint, write_config
 
 ENGLISH = Context("en")
@@ -106,6 +108,54 @@ async def test_a_question_is_heard_by_it(thin_home: Path, transcriber: Any) -> N
             assert transcript.text
             assert transcript.language == language or language == "und"
             await outcome.value.close()
+
+
+async def test_students_who_speak_at_once_share_passes_and_are_each_heard_as_alone(
+    thin_home: Path, transcriber: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them disappears on the way, one comes late, one was paused."""
+    settings = Settings({"home": str(thin_home)})
+    rows: list[int] = []
+    step = WhisperRows.step
+
+    def counted(self: WhisperRows) -> Any:
+        rows.append(len(self))
+        return step(self)
+
+    monkeypatch.setattr(WhisperRows, "step", counted)
+
+    async def heard(runtime: Runtime, seed: int, *, leaves: bool = False, pauses: bool = False) -> str:
+        outcome = await runtime.submit(
+            Capability.TRANSCRIBE, TranscribeRequest(), Context("en", tenant=f"class-{seed}")
+        )
+        live: LiveTranscription = outcome.value
+        try:
+            for piece in np.array_split(sound(seed, 2.0), 10):
+                await live.feed(piece)
+            if leaves:
+                task = asyncio.ensure_future(live.commit())
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait({task})
+                return ""
+            if pauses:
+                assert (await live.pause(30.0)).settled
+            return str((await live.commit()).text)
+        finally:
+            await live.close()
+
+    async with open_hearing(settings, last_resort=False) as runtime:
+        alone = [await heard(runtime, seed) for seed in range(3)]
+        assert max(rows) == 1
+        rows.clear()
+        together = asyncio.gather(
+            *(heard(runtime, seed, pauses=seed == 1) for seed in range(3)), heard(runtime, 3, leaves=True)
+        )
+        assert (await together)[:3] == alone
+        assert max(rows) > 1, "they wrote at once"
+        statistics = runtime.statistics()
+        assert statistics.in_flight == 0
+        assert statistics.schedulers[0].running == 0
 
 
 async def test_where_it_cannot_be_loaded_the_last_rung_serves(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class House:
         for ticket in batch.tickets:
             assert self.clock.now() < ticket.deadline, "started after its deadline"
             assert ticket.state is State.RUNNING
+            assert not ticket.alone or len(batch.tickets) == 1, "what a process may have died of shares no batch"
         self.running.append(batch)
 
     def _done(self, ticket: Ticket) -> None:

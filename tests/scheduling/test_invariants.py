@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aula.core.errors import ProcessLostError
 from aula.scheduling.queue import Queue
 from aula.scheduling.tickets import State
 from tests.scheduling.harness import LONGEST_MS, House
@@ -26,6 +27,9 @@ STEPS = st.lists(
         st.tuples(st.just("cancel"), st.integers(0, 200)),
         st.tuples(st.just("wait"), st.floats(0.0, 1.0)),
         st.tuples(st.just("press"), st.booleans()),
+        st.tuples(st.just("kill"), st.integers(0, 7)),
+        st.tuples(st.just("return"), st.sampled_from(["gpu", "cpu"])),
+        st.tuples(st.just("jump"), st.sampled_from([-1000.0, -0.05, 1e6])),
     ),
     max_size=120,
 )
@@ -67,6 +71,15 @@ def _step(house: House, step: tuple[object, ...]) -> None:
             house.scheduler.cancel(house.tickets[which % len(house.tickets)])
         case ("wait", float(seconds)):
             house.clock.advance(seconds)
+            house.scheduler.wake()
+        case ("kill", int(which)) if house.running:
+            house.ladder.lost(house.running[which % len(house.running)].rung)
+            house.end(which % len(house.running), ProcessLostError("it was killed", next_step="wait"))
+        case ("return", str(name)):
+            house.ladder.returned(name)
+            house.scheduler.wake()
+        case ("jump", float(seconds)):
+            house.clock._now += seconds
             house.scheduler.wake()
         case ("press", bool(pressed)):
             house.ladder.memory("gpu", pressed=pressed)

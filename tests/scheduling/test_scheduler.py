@@ -3,7 +3,7 @@ import math
 import pytest
 
 from aula.core.errors import InputError, OverloadError, SettingsError
-from aula.scheduling.admission import Quota, Quotas
+from aula.scheduling.admission import Allowance, Quota, Quotas
 from aula.scheduling.costs import CostTable
 from aula.scheduling.queue import Queue
 from aula.scheduling.scheduler import Scheduler
@@ -51,6 +51,18 @@ def test_a_tenant_inside_its_share_is_let_in_past_a_greedy_one() -> None:
     modest = house.submit("modest", within=0.1)
     house.end()
     assert modest.state is State.RUNNING
+
+
+def test_what_is_left_of_a_rate_can_be_asked() -> None:
+    quotas = Quotas({"a": Quota(rate=0.5, burst=4), "b": Quota(concurrency=3)})
+    assert quotas.allowance("b", 0.0) is None
+    assert quotas.allowance("nobody", 0.0) is None
+    assert quotas.allowance("a", 0.0) == Allowance(4, 4, 0.0)
+    for _ in range(3):
+        quotas.enter("a", 0.0)
+    assert quotas.allowance("a", 0.0) == Allowance(4, 1, 6.0)
+    assert quotas.allowance("a", 2.0) == Allowance(4, 2, 4.0)
+    assert quotas.allowance("a", 60.0) == Allowance(4, 4, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aula.backends.hosting.records import HostChange, HostHealth, HostState
 from aula.core.clock import FakeClock
 from aula.core.types import (
     Capability,
@@ -94,6 +95,22 @@ class Stream:
         assert self.is_open, "closed twice"
         self.is_open = False
         self.owner.open_streams -= 1
+
+
+class Host:
+    """The process of a hosted session, as the test says it is."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[HostChange], None] | None = None
+        self.state = HostState.READY
+
+    def health(self) -> HostHealth:
+        return HostHealth(self.state, 0.0, 1, None, "")
+
+    def becomes(self, state: HostState, *, silently: bool = False) -> None:
+        self.state = state
+        if self.on_change is not None and not silently:
+            self.on_change(HostChange(0.0, state, "the test says so"))
 
 
 class House:

@@ -7,12 +7,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aula.backends.hosting.records import HostState
 from aula.core.clock import FakeClock
-from aula.core.errors import AulaError, BackendError
+from aula.core.errors import AulaError, BackendError, ProcessAwayError, ProcessLostError
 from aula.core.types import Capability, Context, DetectRequest, Outcome
 from aula.runtime import LiveDetection, Rules, Runtime
 from aula.scheduling.admission import Quota
-from tests.serving.hand import HandThread, House, by_hand, rung, runtime, settle, start, work
+from tests.serving.hand import HandThread, Host, House, by_hand, rung, runtime, settle, start, work
 
 PAYLOADS = {
     Capability.EMBED: st.lists(st.sampled_from(["a", "raise", "nan", "shape", "b" * 300]), max_size=4),
@@ -40,10 +41,33 @@ STEPS = st.lists(
         st.tuples(st.just("wait"), st.sampled_from([0.01, 0.5, 3.0, 100.0])),
         st.tuples(st.just("fail"), st.sampled_from(["best", "second"]), st.booleans()),
         st.tuples(st.just("unload"), st.sampled_from(["best", "second"]), st.booleans()),
+        st.tuples(st.just("kill"), st.sampled_from(["best", "second"]), st.booleans()),
+        st.tuples(st.just("return"), st.sampled_from(["best", "second"])),
+        st.tuples(st.just("jump"), st.sampled_from([-1000.0, -0.05])),
         st.tuples(st.just("override"), st.sampled_from([None, "best", "second"])),
     ),
     max_size=60,
 )
+
+
+class Hosted(House):
+    """Its engine lives in a process, which dies in its next run where it is told so."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.sessions = [Host()]
+        self.dies = False
+
+    def meet(self) -> None:
+        dies, self.dies = self.dies, False
+        if dies:
+            self.sessions[0].becomes(HostState.WAITING)
+            raise ProcessLostError("it was killed", next_step="wait")
+        if self.sessions[0].state is not HostState.READY:
+            raise ProcessAwayError("it is not there", next_step="wait")
+        super().meet()
+
+
 BROKEN = BackendError("out of order", next_step="mend it")
 
 
@@ -69,7 +93,7 @@ def _check(running: Runtime, tasks: "list[asyncio.Task[Outcome]]") -> None:
 
 async def _play(steps: list[tuple[object, ...]], quota: Quota) -> None:
     clock = FakeClock()
-    houses = {"best": House(clock), "second": House(clock)}
+    houses = {"best": Hosted(clock), "second": Hosted(clock)}
     rungs = [rung(name, house, capability, name) for capability in PAYLOADS for name, house in houses.items()]
     running = runtime(*rungs, clock=clock, rules=Rules(usual=quota))
     tasks: list[asyncio.Task[Outcome]] = []
@@ -89,12 +113,21 @@ async def _play(steps: list[tuple[object, ...]], quota: Quota) -> None:
                 houses[name].failure = BROKEN if fails else None
             case ("unload", str(name), bool(fails)):
                 houses[name].load_failure = BROKEN if fails else None
+            case ("kill", str(name), bool(in_a_run)):
+                if in_a_run:
+                    houses[name].dies = True
+                else:
+                    houses[name].sessions[0].becomes(HostState.WAITING)
+            case ("return", str(name)):
+                houses[name].sessions[0].becomes(HostState.READY)
+            case ("jump", float(seconds)):
+                clock._now += seconds
             case ("override", name):
                 running.override(Capability.EMBED, None if name is None else str(name))
         await settle()
         _check(running, tasks)
     await work()
-    clock.advance(10.0)
+    clock.advance(2000.0)  # the clock may have been set back by as much
     await work()
     _check(running, tasks)
     assert all(task.done() for task in tasks), "never silent"

@@ -386,6 +386,22 @@ async def test_whoever_has_a_deadline_does_not_wait_for_what_hangs(clock: FakeCl
     await work()
 
 
+async def test_whoever_waits_behind_what_hangs_is_told_at_the_deadline(clock: FakeClock) -> None:
+    running = runtime(rung("best", House(clock)), clock=clock)
+    await ask(running)
+    hanging = start(running, EMBED, ["why"], QUESTION)
+    await settle()
+    behind = start(running, EMBED, ["why"], Context(deadline=clock.now() + 0.5))
+    stays = start(running, EMBED, ["why"], QUESTION)
+    await settle()
+    clock.advance(0.5)
+    await settle()
+    with pytest.raises(OverloadError, match="predicted_late"):
+        behind.result()
+    await work()
+    assert hanging.result().rung == stays.result().rung == "best"
+
+
 async def test_a_clock_that_jumps_back_costs_nobody_anything(clock: FakeClock) -> None:
     house = House(clock)
     running = runtime(rung("best", house), clock=clock)

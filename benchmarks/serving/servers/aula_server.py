@@ -1,4 +1,4 @@
-"""Our scheduler before our session, behind as little of HTTP as serves these requests: a stand-in for a door.
+"""Our runtime with our session, behind as little of HTTP as serves these requests: a stand-in for a door.
 
 python -m benchmarks.serving.servers.aula_server ENGINE PORT BATCH [hosted]
 """
@@ -17,8 +17,7 @@ from benchmarks.serving.ours import Service
 
 async def main(engine: Path, port: int, batch: int, *, hosted: bool) -> None:
     options = SessionOptions(threads=1, hosted=Hosting() if hosted else None)
-    with open_session("onnxruntime", engine, options) as session:
-        service = Service(session, {"engine": {1: {1: 1.0, batch: float(batch)} if batch > 1 else {1: 1.0}}})
+    async with Service(open_session("onnxruntime", engine, options), batch) as service:
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:

@@ -8,7 +8,7 @@ from typing import Literal, TextIO
 
 from aula.audio.decoding import open_audio
 from aula.core.clock import Clock
-from aula.core.errors import NothingHeardError
+from aula.core.errors import AudioError, NothingHeardError
 from aula.core.types import SPEECH_RATE, Capability, Context, Float32, Segment, TranscribeRequest
 from aula.runtime import Runtime
 
@@ -65,7 +65,7 @@ async def caption_file(
     runtime: Runtime, path: Path, context: Context, writer: CaptionWriter, watch: Watch | None = None
 ) -> Captioned:
     """As fast as it is read, in memory that does not grow with it. Raises what `open_audio`, `AudioFile.frames` and
-    the runtime raise."""
+    the runtime raise; what is heard before a file breaks off is written first."""
     with open_audio(path) as file:
         request = TranscribeRequest(timestamps=True, partials=False)
         return await _caption(runtime, _as_they_are(file.frames(BLOCK_MS)), request, context, writer, watch, live=False)
@@ -78,7 +78,8 @@ async def caption_frames(
     writer: CaptionWriter,
     watch: Watch | None = None,
 ) -> Captioned:
-    """Live: a caption is written as soon as two hypotheses agree on it. Raises what the runtime raises."""
+    """Live: a caption is written as soon as two hypotheses agree on it. Raises what the runtime raises, and, once all
+    that was heard is written, what `frames` raises."""
     request = TranscribeRequest(timestamps=True, early=True)
     return await _caption(runtime, frames, request, context, writer, watch, live=True)
 
@@ -96,18 +97,22 @@ async def _caption(
     outcome = await runtime.submit(Capability.TRANSCRIBE, request, context)
     stream, clock = outcome.value, runtime.clock
     lags = _Lags(clock, live=live)
-    samples, told = 0, ""
+    samples, told = 0, 0
+    broken: AudioError | None = None
     try:
-        async for frame in frames:
-            samples += len(frame)
-            lags.heard(len(frame))
-            partial = await stream.feed(frame)
-            for segment in partial.finished:
-                writer.add(segment)
-                told += f"{segment.text} "
-                lags.written(segment)
-            if watch is not None:
-                watch(samples / SPEECH_RATE, partial.text[len(told) :])
+        try:
+            async for frame in frames:
+                samples += len(frame)
+                lags.heard(len(frame))
+                partial = await stream.feed(frame)
+                for segment in partial.finished:
+                    writer.add(segment)
+                    told += len(segment.text) + 1
+                    lags.written(segment)
+                if watch is not None:
+                    watch(samples / SPEECH_RATE, partial.text[told:])
+        except AudioError as error:
+            broken = error  # what was heard before it is written all the same
         try:
             transcript = await stream.commit()
         except NothingHeardError:
@@ -119,6 +124,8 @@ async def _caption(
             lags.written(segment)
     finally:
         await stream.close()
+    if broken is not None:
+        raise broken
     return Captioned(writer.count, samples / SPEECH_RATE, lags.took, outcome.rung, tuple(lags.of))
 
 

@@ -5,6 +5,7 @@ changes nothing until `confirm`: a draft that is thrown away was never said.
 """
 
 from collections.abc import AsyncIterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from aula.assistant.courses import Course
 from aula.assistant.languages import sentences
 from aula.assistant.packs import EMBEDDED_LANGUAGES
 from aula.assistant.phrases import phrase
-from aula.assistant.retrieval import Retriever
+from aula.assistant.retrieval import Hit, Retriever
 from aula.assistant.voice import Sound, Voice
 from aula.core.errors import NoRungError, OverloadError, UnsupportedLanguageError
 from aula.core.settings import Settings
@@ -38,6 +39,19 @@ SURE = 0.5
 """How probable a request to repeat, to slow down or a greeting must be to be taken as one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How answers are given: read only, or `aloud`, in that `voice` (None: the settings'), at that `pace` times the
+    usual speaking rate."""
+
+    aloud: bool = True
+    voice: str | None = None
+    pace: float = 1.0
+
+
+_NOTHING_ASKED = {"understand": 0.0, "retrieve": 0.0, "answer": 0.0}
+
+
 @dataclass(eq=False)
 class Prepared:
     """An answer with its first sound in hand. Take `audio` once, or `close` it."""
@@ -48,6 +62,8 @@ class Prepared:
     rate: int
     first: Int16 | None
     sound: Sound | None
+    hits: tuple[Hit, ...] = ()
+    """The passages that were found for it, best first."""
 
     async def audio(self) -> AsyncIterator[Int16]:
         """int16 chunks at `rate`; none where nothing on this machine speaks the language."""
@@ -73,13 +89,31 @@ class Dialogue:
         self._settings = settings
         self._retriever = Retriever(course)
         self._voice = Voice(runtime, settings)
+        self._vocabulary: TranscribeRequest | None = None
         self._said: Answer | None = None
         self._slower = False
         self.rate = 22_050
         """Samples a second of what is spoken; exact after `warm`."""
+        self.manner = Manner()
+
+    @property
+    def course(self) -> Course:
+        return self._course
+
+    def another(self) -> "Dialogue":
+        """A conversation of its own on the same course, sharing all but the memory."""
+        self.vocabulary()
+        other = copy(self)
+        other._said, other._slower, other.manner = None, False, Manner()
+        return other
 
     def vocabulary(self) -> TranscribeRequest:
         """The course's own text, for the recogniser to adapt to."""
+        if self._vocabulary is None:
+            self._vocabulary = self._read_vocabulary()
+        return self._vocabulary
+
+    def _read_vocabulary(self) -> TranscribeRequest:
         return TranscribeRequest(
             tuple(
                 sentence
@@ -109,6 +143,7 @@ class Dialogue:
         understanding: Understanding = understood.value
         answer = self._own_answer(understanding, context)
         at_retrieved = at_understood
+        hits: list[Hit] = []
         if answer is None:
             embedding = understanding.embedding if context.language in EMBEDDED_LANGUAGES else None
             hits = self._retriever.search(question, context.language, embedding)
@@ -129,19 +164,36 @@ class Dialogue:
             "answer": 1000 * (at_answered - at_retrieved),
         }
         rungs = {Capability.UNDERSTAND.value: understood.rung}
-        return await self._speak(answer, context, rungs, timings)
+        prepared = await self._speak(answer, context, rungs, timings)
+        prepared.hits = tuple(hits)
+        return prepared
 
     async def prepare_unclear(self, context: Context) -> Prepared:
         """What is said when the words could not be made out."""
         text = phrase("unclear", context.language, self._course.info.title)
         answer = Answer(text, context.language, Intent.CONTENT, refused=True)
-        return await self._speak(answer, context, {}, {"understand": 0.0, "retrieve": 0.0, "answer": 0.0})
+        return await self._speak(answer, context, {}, dict(_NOTHING_ASKED))
+
+    async def prepare_greeting(self, context: Context) -> Prepared:
+        """What is said to one who has not asked anything yet."""
+        text = phrase("greeting", context.language, self._course.info.title)
+        answer = Answer(text, context.language, Intent.GREETING, refused=False, slower=self._slower)
+        return await self._speak(answer, context, {}, dict(_NOTHING_ASKED))
 
     def confirm(self, prepared: Prepared) -> None:
         """The answer is being said: it becomes what `repeat` refers to, and its pace the conversation's."""
         self._slower = prepared.answer.slower
         if prepared.answer.citations or self._said is None:
             self._said = prepared.answer
+
+    def recall(self, text: str, language: str) -> None:
+        """It was said in an earlier conversation that goes on here."""
+        self._said = Answer(text, language, Intent.CONTENT, refused=False)
+
+    def forget(self, text: str) -> None:
+        """It is no longer part of the conversation."""
+        if self._said is not None and self._said.text == text:
+            self._said = None
 
     def _own_answer(self, understanding: Understanding, context: Context) -> Answer | None:
         """An answer that needs no course: greetings, and what was said before once more."""
@@ -168,9 +220,12 @@ class Dialogue:
     async def _speak(
         self, answer: Answer, context: Context, rungs: dict[str, str], timings: dict[str, float]
     ) -> Prepared:
+        if not self.manner.aloud:
+            return Prepared(answer, rungs, {**timings, "speak_first_byte": 0.0}, self.rate, None, None)
         start = self._runtime.clock.now()
         usual = self._settings.whole("speech.words_per_minute")
-        request = SpeakRequest(answer.text, words_per_minute=round(usual * SLOWER) if answer.slower else None)
+        pace = self.manner.pace * (SLOWER if answer.slower else 1.0)
+        request = SpeakRequest(answer.text, self.manner.voice, round(usual * pace) if pace != 1.0 else None)
         speaking = replace(context, language=answer.language)
         try:
             sound = await self._voice.say(request, speaking)

@@ -89,6 +89,13 @@ class Endpointer:
         self.now_ms = 0
         self._started_ms = 0
         self._quiet_ms = 0
+        self._has_spoken = False
+
+    @property
+    def paused_ms(self) -> int:
+        """Since speech was last heard; 0 while it goes on, and before any."""
+        is_quiet = self._has_spoken and self.state is not SpeechState.SPEECH
+        return self.now_ms - self._quiet_ms if is_quiet else 0
 
     def feed(self, probability: float) -> SpeechEvent | None:
         """Take the next chunk's probability of speech. Raises ValueError unless it is in 0..1, and stays as it was."""
@@ -119,6 +126,7 @@ class Endpointer:
         if self.now_ms - self._started_ms < self.options.start_ms:
             return None
         self.state = SpeechState.SPEECH
+        self._has_spoken = True
         return SpeechStarted(self._started_ms)
 
     def _await_stop(self, probability: float, chunk_ms: int) -> SpeechStopped | None:

@@ -5,6 +5,9 @@ looked up, answered and spoken, and the sound is held back. At the commit the fi
 words, and the held sound is released; other words, and the draft is thrown away and everything runs again. Nothing
 made before the commit leaves the turn without that confirmation (a draft carries its generation, and only the
 latest generation can be released).
+
+While speech pauses, sound is held back from a recogniser that makes use of pauses: it makes its final text then, and
+has it ready if the commit comes. If speech goes on, what was held back comes first.
 """
 
 import asyncio
@@ -33,9 +36,13 @@ from aula.core.types import (
 )
 from aula.runtime import LiveDetection, LiveTranscription, Runtime
 
+TAIL_MS = 200
+"""Of quiet after speech, which a recogniser hears in any case: a soft last sound may lie there."""
+
 
 class TurnState(StrEnum):
     LISTENING = "listening"
+    TRANSCRIBED = "transcribed"
     COMMITTED = "committed"
     CLOSED = "closed"
 
@@ -85,7 +92,8 @@ class _Draft:
 class Turn:
     """A student's question from first sound to first sound of the answer, push-to-talk.
 
-    `hear` frames as they come, then `commit` once; or `close` at any moment. Use `async with Turn.open(...)`.
+    `hear` frames as they come, then `commit` once (or `transcribe`, and `answer` where an answer is asked for); or
+    `close` at any moment. Use `async with Turn.open(...)`.
     """
 
     def __init__(
@@ -94,7 +102,7 @@ class Turn:
         dialogue: Dialogue,
         context: Context,
         options: TurnOptions,
-        detection: LiveDetection,
+        detection: LiveDetection | None,
         transcription: LiveTranscription,
         rungs: dict[str, str],
     ) -> None:
@@ -109,17 +117,28 @@ class Turn:
         self._endpointer = Endpointer(options.endpointing)
         self._state = TurnState.LISTENING
         self._lead: deque[Float32] = deque()
-        self._speech_started = False
+        self._speech_started = detection is None
         self._transcribed_samples = 0
         self._partial = ""
         self._still_samples = 0
+        self._is_settled = False
         self._generation = 0
         self._draft: _Draft | None = None
+        self._committed = self._transcribed = 0.0
+        self._transcript: Transcript | None = None
 
     @classmethod
-    async def open(cls, runtime: Runtime, dialogue: Dialogue, context: Context, options: TurnOptions) -> Self:
-        """Open the streams. Raises UnsupportedLanguageError where no rung hears the language, NoRungError."""
+    async def open(
+        cls, runtime: Runtime, dialogue: Dialogue, context: Context, options: TurnOptions, *, detecting: bool = True
+    ) -> Self:
+        """Open the streams. Raises UnsupportedLanguageError where no rung hears the language, NoRungError.
+
+        Without `detecting` all that is heard is taken for speech: whoever listens has found it already.
+        """
         heard = await runtime.submit(Capability.TRANSCRIBE, dialogue.vocabulary(), context)
+        if not detecting:
+            rungs = {Capability.TRANSCRIBE.value: heard.rung}
+            return cls(runtime, dialogue, context, options, None, heard.value, rungs)
         try:
             found = await runtime.submit(Capability.DETECT, DetectRequest(), context)
         except BaseException:
@@ -127,6 +146,10 @@ class Turn:
             raise
         rungs = {Capability.TRANSCRIBE.value: heard.rung, Capability.DETECT.value: found.rung}
         return cls(runtime, dialogue, context, options, found.value, heard.value, rungs)
+
+    @property
+    def state(self) -> TurnState:
+        return self._state
 
     @property
     def partial(self) -> str:
@@ -140,43 +163,67 @@ class Turn:
     async def hear(self, samples: Float32) -> None:
         """Take the next float32 samples at 16 kHz. Raises AudioTooLongError beyond the longest question."""
         self._expect(TurnState.LISTENING, "hear")
+        if self._detection is None:
+            await self._transcribe(samples)
+            return
         events = [self._endpointer.feed(probability) for probability in await self._detection.feed(samples)]
         silent = self._endpointer.state in (SpeechState.SILENCE, SpeechState.STARTING)
-        if not silent and self._lead:
+        pausing = self._transcription.takes_pauses and self._endpointer.paused_ms > TAIL_MS
+        if not (silent or pausing) and self._lead:
             samples = np.concatenate([*self._lead, samples])
             self._lead.clear()
         self._speech_started |= any(isinstance(event, SpeechStarted) for event in events)
-        if silent:
-            self._remember(samples)
+        if silent or pausing:
+            self._remember(samples, all_of_it=not silent)
         else:
             await self._transcribe(samples)
+        if pausing and not self._is_settled:
+            await self._pause()
 
     async def commit(self) -> Reply:
         """The student has finished. Returns when the first sound of the answer is ready to leave.
 
         Raises NothingHeardError where there was no speech, or no word of it could be made out.
         """
-        self._expect(TurnState.LISTENING, "commit")
-        self._state = TurnState.COMMITTED
-        committed = self._clock.now()
+        with span("turn", tenant=self._context.tenant) as traced:
+            await self.transcribe()
+            reply = await self.answer()
+            traced.tell(drafted=reply.drafted)
+            return reply
+
+    async def transcribe(self) -> Transcript:
+        """The student has finished: the final text. A drafted answer is held on. Raises NothingHeardError."""
+        self._expect(TurnState.LISTENING, "transcribe")
+        self._state = TurnState.TRANSCRIBED
+        self._committed = self._clock.now()
         if not self._speech_started:
             raise NothingHeardError(
                 "no speech was found in the sound", next_step="speak closer to the microphone, or type: aula ask --text"
             )
-        with span("turn", tenant=self._context.tenant) as traced:
-            with span("transcribe.commit"):
-                transcript = await self._transcription.commit()
-            transcribed = self._clock.now()
-            prepared, drafted = await self._prepared(transcript)
-            first_audio = self._clock.now()
-            traced.tell(drafted=drafted)
+        with span("transcribe.commit"):
+            self._transcript = await self._transcription.commit()
+        self._transcribed = self._clock.now()
+        return self._transcript
+
+    async def answer(self) -> Reply:
+        """The answer, its first sound ready to leave: the draft, where it answers what was transcribed."""
+        self._expect(TurnState.TRANSCRIBED, "answer")
+        transcript = self._transcript
+        if transcript is None:
+            raise RuntimeError("answer() needs a transcript, and there is none")
+        self._state = TurnState.COMMITTED
+        asked = self._clock.now()
+        prepared, drafted = await self._prepared(transcript)
+        first_audio = self._clock.now()
         self._dialogue.confirm(prepared)
         self._telemetry.add(DRAFTS, "hit" if drafted else "miss")
-        self._telemetry.observe(TURN_SECONDS, first_audio - committed)
+        # What passed between transcript and question for an answer was the caller's time, and no stage of ours.
+        waited = asked - self._transcribed
+        self._telemetry.observe(TURN_SECONDS, first_audio - self._committed - waited)
         timings = {
-            "transcribe": 1000 * (transcribed - committed),
+            "transcribe": 1000 * (self._transcribed - self._committed),
             **prepared.timings_ms,
-            "commit_to_first_audio": 1000 * (first_audio - committed),
+            "commit_to_first_audio": 1000 * (first_audio - self._committed - waited),
         }
         rounded = {stage: round(milliseconds, 3) for stage, milliseconds in timings.items()}
         return Reply(transcript, prepared, {**self._rungs, **prepared.rungs}, rounded, drafted)
@@ -192,7 +239,8 @@ class Turn:
             try:
                 await self._transcription.close()
             finally:
-                await self._detection.close()
+                if self._detection is not None:
+                    await self._detection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,9 +252,12 @@ class Turn:
         if self._state is not state:
             raise RuntimeError(f"{call}() needs a turn that is {state}; this one is {self._state}")
 
-    def _remember(self, samples: Float32) -> None:
-        """Keep the last moments before speech, since its first sound is softer than the threshold."""
+    def _remember(self, samples: Float32, *, all_of_it: bool) -> None:
+        """Keep the last moments before speech, since its first sound is softer than the threshold; of a pause that is
+        no silence yet all."""
         self._lead.append(samples)
+        if all_of_it:
+            return
         endpointing = self._options.endpointing
         room = (endpointing.lead_ms + endpointing.start_ms) * SPEECH_RATE // 1000
         while sum(map(len, self._lead)) - len(self._lead[0]) >= room:
@@ -219,6 +270,7 @@ class Turn:
                 f"the question is longer than {self._options.max_seconds:g} seconds",
                 next_step="cut it to the question itself, or raise question.max_seconds",
             )
+        self._is_settled = False
         partial = await self._transcription.feed(samples)
         if partial.text != self._partial:
             self._partial = partial.text
@@ -228,6 +280,13 @@ class Turn:
         still_long_enough = 1000 * self._still_samples >= self._options.draft_after_ms * SPEECH_RATE
         if self._partial and still_long_enough and (self._draft is None or self._draft.text != self._partial):
             await self._start_draft(self._partial)
+
+    async def _pause(self) -> None:
+        """The recogniser may have its final text; the answer to that need not wait for it to hold still."""
+        partial = await self._transcription.pause(self._endpointer.paused_ms / 1000)
+        self._is_settled, self._partial = partial.settled, partial.text
+        if partial.settled and partial.text and (self._draft is None or self._draft.text != partial.text):
+            await self._start_draft(partial.text)
 
     async def _start_draft(self, text: str) -> None:
         await self._discard_draft()

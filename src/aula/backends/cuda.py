@@ -5,6 +5,7 @@ something or step down), and a device that is lost. After an illegal access, a f
 memory error the CUDA context of this process answers every later call with the same error: only a new process helps.
 """
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -77,14 +78,16 @@ class Cuda:
         """One call of the runtime; its result without the error code, None, one value or a tuple."""
         error, *values = getattr(self._rt, name)(*arguments)
         if int(error) != 0:
-            raise self._failure(name, int(error))
+            raise self.failure(name, int(error))
         return None if not values else values[0] if len(values) == 1 else tuple(values)
 
-    def _failure(self, name: str, code: int) -> BackendError:
+    def failure(self, name: str, code: int) -> BackendError:
+        """What a call that answered `code` means."""
         text = str(code)
-        told = self._rt.cudaGetErrorString(self._code(code))
-        if int(told[0]) == 0:
-            text = told[1].decode() if isinstance(told[1], bytes) else str(told[1])
+        with contextlib.suppress(ValueError):  # a code that this release of cuda-python has no name for
+            told = self._rt.cudaGetErrorString(self._code(code))
+            if int(told[0]) == 0:
+                text = told[1].decode() if isinstance(told[1], bytes) else str(told[1])
         if code in STICKY:
             return DeviceLostError(
                 f"GPU {self.device} is lost to this process: {text} (CUDA error {code} in {name})",

@@ -25,6 +25,7 @@ from aula.backends.hosting.runs import Runs
 from aula.backends.hosting.wire import Order
 from aula.backends.session import Session, Tensors
 from aula.core.clock import Clock, SystemClock
+from aula.core.deadlines import seconds_left
 from aula.core.errors import BackendError
 from aula.core.types import TensorSpec
 
@@ -45,6 +46,7 @@ class HostedSession(Session):
         be imported there. Returns when it is loaded. Raises what the loader raises there, and BackendError where no
         process can be started or it ends while it loads."""
         hosting, clock = hosting or Hosting(), clock or SystemClock()
+        self._clock = clock
         line = Line()
         self._keeper = Keeper(_order(opener, hosting), hosting, clock, line)
         # Also where nobody closes it: at the session's own end, and at the interpreter's.
@@ -59,14 +61,17 @@ class HostedSession(Session):
             raise
 
     def run(self, tensors: Tensors, *, deadline: float | None = None) -> dict[str, NDArray[Any]]:
-        """`deadline` is a moment of the session's clock. When it passes, the caller hears so at once; the process
-        goes on, and is ended only where it exceeds the limit for a hang.
+        """`deadline` is a moment of the session's clock; without it that of the work which runs now holds
+        (`core.deadlines`). When it passes, the caller hears so at once; the process goes on, and is ended only where it
+        exceeds the limit for a hang.
 
         Raises BackendError for wrong tensors, DeadlineError, ProcessAwayError where nothing was tried, ProcessLostError
         where the process ended with this run or with the states that it needs, and what the engine raises.
         """
         self._check_open()
         self._check(tensors)
+        if deadline is None and (left := seconds_left()) is not None:
+            deadline = self._clock.now() + left
         return self._runs.run(tensors, deadline)
 
     def reset(self) -> None:

@@ -12,10 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aula.core.errors import BackendError
+from aula.core.types import TensorSpec
 
 _MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 _IR_VERSION, _GRAPH = 1, 7
-_NODE, _INPUT = 1, 11
+_NODE, _INITIALISER, _INPUT, _OUTPUT = 1, 5, 11, 12
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+}
+"""TensorProto.DataType that numpy knows."""
 _VARINT, _EIGHT_BYTES, _COUNTED, _FOUR_BYTES = 0, 1, 2, 5
 
 Bytes = mmap.mmap | bytes
@@ -60,6 +76,18 @@ def dimension_names(path: Path) -> dict[str, tuple[str, ...]]:
             }
     except (_BrokenError, OSError, ValueError):
         return {}
+
+
+def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a graph takes and gives. A dtype that numpy does not know is "", a free axis without a name is called after
+    its tensor. Nothing of an unreadable file."""
+    try:
+        with _mapped(path) as data:
+            weights = {_text(data, [span], 8) for span in _graph(data, _INITIALISER)}
+            inputs, outputs = ([_spec(data, [span]) for span in _graph(data, field)] for field in (_INPUT, _OUTPUT))
+            return tuple(spec for spec in inputs if spec.name not in weights), tuple(outputs)
+    except (_BrokenError, OSError, ValueError):
+        return (), ()
 
 
 def unknown_node(path: Path, complaint: str) -> Node | None:
@@ -152,6 +180,18 @@ def _dimensions(data: Bytes, value: list[Span]) -> list[Span]:
     for field in (2, 1, 2, 1):
         value = _inside(data, value, field)
     return value
+
+
+def _spec(data: Bytes, spans: list[Span]) -> TensorSpec:
+    """ValueInfo 1 name, 2 type; Type 1 tensor; Tensor 1 element type; Dimension 1 size, 2 name."""
+    name = _text(data, spans, 1)
+    tensor = _inside(data, _inside(data, spans, 2), 1)
+    elements = [_number(data, start, end, 1)[0] for start, end in _inside(data, tensor, 1)]
+    shape: list[int | str] = []
+    for axis, dimension in enumerate(_dimensions(data, spans)):
+        sizes = [_number(data, start, end, 1)[0] for start, end in _inside(data, [dimension], 1)]
+        shape.append(sizes[0] if sizes else _text(data, [dimension], 2) or f"{name}_{axis}")
+    return TensorSpec(name, _DTYPES.get(elements[0] if elements else 0, ""), tuple(shape))
 
 
 def _text(data: Bytes, spans: list[Span], field: int) -> str:

@@ -9,6 +9,7 @@ import openvino
 from numpy.typing import NDArray
 
 from aula.backends.onnx_file import dimension_names
+from aula.backends.pages import give_back
 from aula.backends.session import Session, SessionOptions, Tensors, refusing
 from aula.backends.sizes import bounded, named
 from aula.core.errors import BackendError
@@ -19,6 +20,7 @@ class OpenVinoSession(Session):
     backend = "openvino"
 
     def __init__(self, model: Path, options: SessionOptions) -> None:
+        self._model = model
         core = openvino.Core()
         config = _config(core, options)
         graph: Any = refusing("OpenVINO", model, lambda: core.read_model(str(model)))
@@ -39,7 +41,19 @@ class OpenVinoSession(Session):
         }
         self._output_names = [spec.name for spec in outputs]
         self._bound: dict[str, NDArray[Any]] = {}
+        self._lends = False
         super().__init__(inputs, outputs, options)
+
+    def borrow(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        self._lends = True
+        try:
+            return self.run(tensors)
+        finally:
+            self._lends = False
+
+    def settle(self) -> None:
+        """The runtime has made its own copies of the weights by now, in the order in which it reads them."""
+        give_back(self._model)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         fresh = {index: np.empty(tuple(shape), dtype) for index, (shape, dtype) in self._written.items()}
@@ -50,9 +64,8 @@ class OpenVinoSession(Session):
                 self._request.set_output_tensor(index, openvino.Tensor(array, shared_memory=True))
             self._request.start_async()
             self._request.wait()
-            # The others are copied out of the request's own memory, which the next run uses again.
             return {
-                name: fresh[index] if index in fresh else np.array(self._request.get_output_tensor(index).data)
+                name: fresh[index] if index in fresh else self._taken(index)
                 for index, name in enumerate(self._output_names)
             }
         except Exception as error:
@@ -60,6 +73,11 @@ class OpenVinoSession(Session):
                 f"OpenVINO failed in a run: {error}",
                 next_step="check the shapes against the engine's profile",
             ) from error
+
+    def _taken(self, index: int) -> NDArray[Any]:
+        """Out of the request's own memory, which the next run uses again."""
+        data: NDArray[Any] = self._request.get_output_tensor(index).data
+        return data if self._lends else np.array(data)
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
         """Let the runtime read the array where it lies. One that it reads there already stays bound: a decoder's step

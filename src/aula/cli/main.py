@@ -16,9 +16,11 @@ from aula.cli.course import course
 from aula.cli.demo import demo
 from aula.cli.doctor import doctor
 from aula.cli.export import export
+from aula.cli.key import key
 from aula.cli.output import failures, prepare_streams, print_json, report_defect
 from aula.cli.pull import pull
 from aula.cli.remove import remove
+from aula.cli.serve import serve_command
 from aula.cli.simulate import simulate
 from aula.cli.transcribe import transcribe
 
@@ -36,6 +38,7 @@ Exit codes:
   9   storage: no permission, no space, a damaged library
   10  the deadline passed
   11  too busy: refused before it was tried
+  12  no key, or none that opens this door
   130 interrupted (Ctrl-C)
 """
 
@@ -53,6 +56,7 @@ def cli() -> None:
       aula demo                            three spoken questions, answered aloud
       aula ask --text "What is inertia?"   one typed question
       aula course add lecture.pdf          your own course
+      aula serve                           for the clients and pages of a school
     """
 
 
@@ -72,6 +76,8 @@ for command in (
     bench,
     simulate,
     remove,
+    serve_command,
+    key,
 ):
     # click keeps the help option of whoever is asked first, alone or as a part of the group.
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])

@@ -4,7 +4,8 @@ import asyncio
 import heapq
 import itertools
 import time
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 
 class Clock(Protocol):
@@ -55,3 +56,36 @@ class FakeClock:
             if not woken.done():
                 woken.set_result(None)
         self._now = target
+
+
+class within:  # noqa: N801 - read as a word: `async with within(clock, 5.0):`
+    """Raises TimeoutError where the block has not ended after so many seconds of the clock; asyncio.timeout knows
+    only the loop's own."""
+
+    __slots__ = ("_cancelling", "_clock", "_is_late", "_is_over", "_seconds", "_sleeper", "_task")
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._is_late = self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._sleeper = asyncio.ensure_future(self._clock.sleep_until(self._clock.now() + self._seconds))
+        self._sleeper.add_done_callback(self._late)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over = True
+        self._sleeper.cancel()
+        if self._is_late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError(f"not done in {self._seconds:g} s") from error
+
+    def _late(self, sleeper: "asyncio.Future[None]") -> None:
+        if not sleeper.cancelled() and not self._is_over:
+            self._is_late = True
+            self._task.cancel()

@@ -8,7 +8,9 @@
     │   │   ├── EmptyAudioError      0 bytes, or a container with no samples
     │   │   ├── TruncatedAudioError  the stream ends in the middle of itself
     │   │   └── AudioTooLongError    more speech than one question may have
-    │   └── TextError              a question that is empty or far too long
+    │   ├── TextError              a question that is empty or far too long
+    │   ├── TooLargeError          a request with more bytes or headers than a door takes
+    │   └── TooSlowError           a client that does not send what it began, or does not read
     ├── CourseError                                                                  exit 4
     │   ├── CourseNotFoundError
     │   ├── CourseEmptyError
@@ -33,7 +35,11 @@
     ├── UnsupportedLanguageError   no rung hears, reads or speaks the language       exit 8
     ├── StorageError               no permission, no space, a damaged library        exit 9
     ├── DeadlineError              the work could not be finished in time            exit 10
-    └── OverloadError              refused before it was tried; asking later helps   exit 11
+    ├── OverloadError              refused before it was tried; asking later helps   exit 11
+    └── AccessError                a door that stays shut for whoever stands there   exit 12
+        ├── KeyAbsentError           a key is needed, and none was brought
+        ├── KeyRefusedError          a key that is unknown, wrong or revoked
+        └── NotAllowedError          a key without that ability, or a page of another origin
 
 Anything else that escapes is a defect of ours: the command line reports it as such with exit code 1.
 An interrupt (Ctrl-C) ends with 130, as shells expect.
@@ -101,6 +107,14 @@ class AudioTooLongError(AudioError):
 
 
 class TextError(InputError):
+    pass
+
+
+class TooLargeError(InputError):
+    pass
+
+
+class TooSlowError(InputError):
     pass
 
 
@@ -212,3 +226,22 @@ class OverloadError(AulaError):
     def __init__(self, what: str, *, reason: str, retry_after_s: float, next_step: str) -> None:
         super().__init__(what, next_step=next_step)
         self.refused(reason, retry_after_s)
+
+
+class AccessError(AulaError):
+    """Nothing was read, and nothing tried. `status` is what HTTP calls it."""
+
+    exit_code = 12
+    status = 403
+
+
+class KeyAbsentError(AccessError):
+    status = 401
+
+
+class KeyRefusedError(AccessError):
+    status = 401
+
+
+class NotAllowedError(AccessError):
+    pass

@@ -108,6 +108,12 @@ TABLE: tuple[Setting, ...] = (
         choices=("never", "gpu", "always"),
     ),
     Setting(
+        "engines",
+        "",
+        "bundles whose engines are served as they are, tensors in, tensors out: names, name=bundle, or the folder of a "
+        "store, with commas between",
+    ),
+    Setting(
         "whisper",
         "",
         "the Whisper that hears: a folder, or owner/name on the Hugging Face hub; empty: those that were pulled, "
@@ -147,11 +153,59 @@ TABLE: tuple[Setting, ...] = (
     Setting("tiers.batch", 0.05, "least share of work that nobody waits for", 0.01, 1),
     Setting("memory.host_mb", 0, "MiB that models may take on the host; 0: 92 % of what there is", 0, 100_000_000),
     Setting("memory.gpu_mb", 0, "MiB that models may take on each GPU; 0: 92 % of what there is", 0, 100_000_000),
+    Setting("realtime.sessions", 1000, "Realtime connections at once; one more is refused", 1, 1_000_000),
+    Setting("realtime.idle_seconds", 1800.0, "a Realtime client that sends nothing for so long is left", 1, 86_400),
+    Setting("realtime.event_kb", 4096, "the largest event a Realtime client may send, in KiB", 64, 1_000_000),
+    Setting("realtime.outbox_kb", 2048, "KiB that may wait for a Realtime client that does not read", 64, 1_000_000),
+    Setting("realtime.ahead_ms", 4000, "how far ahead of the ear a spoken answer is sent", 100, 3_600_000),
     Setting("ladder.detect", "", "rungs that find speech, best first, names with commas between; empty: all"),
     Setting("ladder.transcribe", "", "rungs that hear, in the same way; aula doctor lists names"),
     Setting("ladder.understand", "", "rungs that understand"),
     Setting("ladder.embed", "", "rungs that embed"),
     Setting("ladder.speak", "", "rungs that speak"),
+    Setting(
+        "generator.url",
+        "",
+        "base URL of an OpenAI-compatible server that goes on where the course's first sentence ends; empty: none. Its "
+        "key is the environment's AULA_GENERATOR_KEY, never a setting",
+    ),
+    Setting("generator.model", "default", "the model to ask it for"),
+    Setting("generator.seconds", 8.0, "how long it may take for all it says", 0.1, 600),
+    Setting("generator.tokens", 256, "tokens that it may say", 1, 100_000),
+    Setting("serve.host", "127.0.0.1", "the address that aula serve listens on; 0.0.0.0: all of this machine's"),
+    Setting("serve.port", 8000, "its port for HTTP and WebSocket; 0: any that is free", 0, 65_535),
+    Setting("serve.grpc_port", 8001, "its port for gRPC; 0: any that is free; -1: no gRPC", -1, 65_535),
+    Setting("serve.tls_cert", "", "file with the certificate (PEM) for https and wss; empty: none"),
+    Setting("serve.tls_key", "", "file with its key (PEM); empty: in the certificate's file"),
+    Setting("serve.keys", "", "file of the API keys that aula key writes; empty: keys.json in home"),
+    Setting(
+        "serve.without_keys",
+        False,
+        "listen beyond loopback though there are no keys: whoever can reach it may use it",
+    ),
+    Setting(
+        "serve.origins",
+        "",
+        "pages of other sites that may call, as origins with commas between (https://school.example); *: all",
+    ),
+    Setting(
+        "serve.hosts", "", "names that this server is called by, commas between; empty: any, or loopback's without keys"
+    ),
+    Setting("serve.max_body_mb", 64, "MiB of the largest request", 1, 10_000),
+    Setting("serve.max_header_kb", 16, "KiB of a request's headers, its path among them", 1, 60),
+    Setting("serve.max_audio_seconds", 7200.0, "the longest recording to transcribe, in seconds", 1, 1e6),
+    Setting("serve.max_connections", 2048, "connections at once; one more is refused", 1, 1_000_000),
+    Setting("serve.header_seconds", 10.0, "how long a client may take to send the head of a request", 0.1, 3600),
+    Setting("serve.idle_seconds", 30.0, "how long it may send or read nothing in the middle of one", 0.1, 3600),
+    Setting("serve.keep_seconds", 75, "how long a connection is kept open for the next request", 1, 86_400),
+    Setting("serve.drain_seconds", 30.0, "at the end, how long turns under way may take to finish", 0, 3600),
+    Setting("serve.canary_seconds", 15.0, "/readyz tries every capability at most so often", 0.1, 86_400),
+    Setting(
+        "serve.log",
+        "text",
+        "how requests are logged: text, json (a line each) or none",
+        choices=("text", "json", "none"),
+    ),
 )
 _BY_NAME = {setting.name: setting for setting in TABLE}
 

@@ -81,6 +81,13 @@ DRAFTS = Metric(
 TURN_SECONDS = Metric(
     "aula_turn_seconds", Kind.HISTOGRAM, (), "clock A: from the commit to the first sound of the answer", SECONDS
 )
+HTTP_REQUESTS = Metric(
+    "aula_http_requests_total",
+    Kind.COUNTER,
+    ("door", "status"),
+    "requests at the doors, by what was answered: 2xx, 4xx, 5xx; a WebSocket counts as 1xx when it ends",
+)
+CONNECTIONS = Metric("aula_connections", Kind.GAUGE, (), "connections that clients hold open, WebSockets among them")
 
 METRICS = (
     LOADS,
@@ -101,6 +108,8 @@ METRICS = (
     TENANT_SHARE,
     DRAFTS,
     TURN_SECONDS,
+    HTTP_REQUESTS,
+    CONNECTIONS,
 )
 """The four that operators watch come first."""
 

@@ -26,6 +26,8 @@ class Capability(StrEnum):
     UNDERSTAND = "understand"
     EMBED = "embed"
     SPEAK = "speak"
+    INFER = "infer"
+    """An engine as it is, named by the caller: tensors in, tensors out."""
 
 
 class Intent(StrEnum):
@@ -89,11 +91,13 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Partial:
     """What a recogniser makes of the audio so far; any of it may still change. `stable` is the beginning of `text` on
-    which the last two hypotheses agree; `finished` are the segments that became final since the last partial."""
+    which the last two hypotheses agree; `finished` are the segments that became final since the last partial.
+    `settled`: a commit now would give this very text, at once."""
 
     text: str
     stable: str = ""
     finished: tuple[Segment, ...] = ()
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from aula.engine.manifest import (
     check_profiles,
     sealed,
 )
-from aula.engine.onnx_files import load_model, save_model
+from aula.engine.onnx_files import INLINE_LIMIT, MAPPED_LIMIT, load_model, save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import PlanOptions
 from aula.engine.precision import Progress, Variant, lower_variant
@@ -231,7 +231,7 @@ class _Job:
             written = recipe.write_graph()
             graphs.check_states(written, recipe.states)
             graph = simplify(written)
-            plain = Variant("fp32", _write_model(graph, draft / "fp32.onnx"))
+            plain = Variant("fp32", _write_model(graph, draft / "fp32.onnx", MAPPED_LIMIT))
             axes, profiles = input_axes(graph), profile_sizes(recipe)
             check_profiles(axes, profiles, recipe.name)
             if self._calibration is not None:
@@ -253,6 +253,7 @@ class _Job:
             variants = [plain]
             for precision in self._options.lower:
                 variant = self._lowered(precision, graph, draft, prover, prover.reference, report)
+                _write_model(load_model(variant.path), variant.path, MAPPED_LIMIT)
                 variants.append(variant)
                 trials += prover.agreed([prover.prove(backend, variant) for backend in available_backends()])
             # 4. The survivors race at every profile, in turns; the fastest stays.
@@ -293,7 +294,7 @@ class _Job:
             [recipe.tolerance, recipe.transformer, recipe.unproven, recipe.dynamic_quantisation],
             [[pair.input, pair.output, pair.initial] for pair in recipe.states],
         ]
-        machine = [options.target, platform.machine(), instructions(), self._threads]
+        machine = [options.target, platform.machine(), instructions(), self._threads, MAPPED_LIMIT]
         if self._workshop is not None:
             card = self._workshop.card
             # Plans are for one kind of card; the processor only prepares them.
@@ -347,8 +348,8 @@ def _portion(report: Progress, name: str, place: int, count: int) -> Progress:
     return lambda what, share: report(prefix + what, (place + share) / count)
 
 
-def _write_model(graph: "onnx.ModelProto", path: Path) -> Path:
-    write_file(path, lambda target: save_model(graph, target))
+def _write_model(graph: "onnx.ModelProto", path: Path, limit: int = INLINE_LIMIT) -> Path:
+    write_file(path, lambda target: save_model(graph, target, limit=limit))
     load_model(path, weights=False)
     return path
 

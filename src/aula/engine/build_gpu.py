@@ -70,8 +70,8 @@ def build_part_for_gpu(
         written = size_of(part.written, recipe)
         restored = {trial.precision: trial.restored for trial in trials}
         return TargetEngine(
-            backend="tensorrt",
-            backend_version=workshop.version,
+            backend=best.backend,
+            backend_version=best.version,
             precision=best.precision,
             threads=threads,
             machine=processor(),
@@ -91,7 +91,7 @@ def build_part_for_gpu(
                 name=workshop.card.name,
                 capability=workshop.card.capability,
                 driver=workshop.card.driver,
-                compatibility=options.compatibility,
+                compatibility=options.compatibility if best.backend == "tensorrt" else "same-capability",
                 version_compatible=options.version_compatible,
             ),
             plans=stored.plans,

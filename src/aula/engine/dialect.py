@@ -1,9 +1,11 @@
-"""A graph in the words that TensorRT's parser has known since 8.6, for one profile's sizes.
+"""A graph in the words that TensorRT's parser knows, for one profile's sizes.
 
 TensorRT 8.6 reads operators up to opset 17; what later sets merely spell differently is written in the older way, which
-every later parser reads too. Nothing is computed differently, save that Gelu becomes the four operators that define it,
-which TensorRT has always fused. Sizes that a profile fixes are written into the graph: a plan for fixed sizes chooses
-among more tactics (attention and normalisation are fused there where free sizes prevent it).
+every later parser reads too. A network that keeps the graph's own types (TensorRT 10.12 on) is given opset 19 or newer,
+since only from there on may int8 pairs have scales in half precision. Nothing is computed differently, save that Gelu
+becomes the four operators that define it, which TensorRT has always fused. Sizes that a profile fixes are written into
+the graph: a plan for fixed sizes chooses among more tactics (attention and normalisation are fused there where free
+sizes prevent it).
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 OPSET = 17
 """The newest operator set that TensorRT 8.6's parser knows (onnx-tensorrt 8.6, operators.md)."""
+
+TYPED_OPSETS = (19, 22)
+"""From where QuantizeLinear takes float16 (ONNX operators, changelog 19), to what TensorRT 10.12's parser knows
+(onnx-tensorrt 10.12, operators.md)."""
 
 _AXES_WERE_ATTRIBUTE = frozenset(
     f"Reduce{name}" for name in ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
@@ -42,11 +48,13 @@ def specialise(model: "onnx.ModelProto", sizes: Mapping[str, int]) -> "onnx.Mode
     return infer_shapes(result)
 
 
-def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A copy in opset 17 with the same inputs, outputs and meaning.
+def for_tensorrt(model: "onnx.ModelProto", *, typed: bool = False) -> "onnx.ModelProto":
+    """A copy in opset 17 with the same inputs, outputs and meaning; `typed`: in opset 19 to 22.
 
     Raises EngineError for an operator of a newer set, or what one says there, that has no older spelling here.
     """
+    if typed:
+        return _for_typed_networks(model)
     result = copied(model)
     constant_nodes_to_initialisers(result)
     _Rewriting(result).run()
@@ -60,6 +68,28 @@ def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
     # Readers of opset 17 expect the form that was current with it.
     result.ir_version = min(result.ir_version, 8)
     return prune(result)
+
+
+def _for_typed_networks(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    import onnx.version_converter
+
+    result = copied(model)
+    constant_nodes_to_initialisers(result)
+    least, newest = TYPED_OPSETS
+    if opset(result) > newest:
+        raise EngineError(
+            f"the graph is written in opset {opset(result)}, and TensorRT 10.12 knows {newest}",
+            next_step=f"export the model with opset {newest} or older",
+        )
+    if opset(result) < least:
+        try:
+            result = onnx.version_converter.convert_version(result, least)
+        except RuntimeError as error:
+            raise EngineError(
+                f"the graph cannot be written in opset {least}, which int8 needs here: {error}",
+                next_step=f"export the model with opset {least} to {newest}",
+            ) from error
+    return prune(infer_shapes(result))
 
 
 class _Rewriting:

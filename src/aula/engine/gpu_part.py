@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aula.backends.kernel_program import FORM, Compiled, Program, save_program
+from aula.backends.kernel_program import SUFFIX as KERNELS
 from aula.backends.selecting import SelectingSession
 from aula.backends.session import Session
-from aula.core.errors import VerificationError
+from aula.core.errors import BackendError, DeviceLostError, DeviceMemoryError, VerificationError
 from aula.engine.bundle import session_options
 from aula.engine.choice import input_axes, size_of
 from aula.engine.dialect import for_tensorrt, specialise
 from aula.engine.files import file_digest, write_file
 from aula.engine.gpu_trial import GpuProver, GpuTrial
 from aula.engine.halves import ISLANDS, lower_precision
-from aula.engine.manifest import StoredFile, bounds_of
+from aula.engine.manifest import GraphSize, StoredFile, bounds_of
 from aula.engine.onnx_files import save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import Extents, PlanOptions, UnbuildableError
@@ -88,7 +90,7 @@ class GpuPart:
     def try_precision(self, precision: str, reference: float | None, quantised: Quantised | None = None) -> GpuTrial:
         """Build and prove one precision at every profile. `reference` is the metric that it is held to, None where no
         task judges. What goes wrong with the engine itself is the trial's reason; what goes wrong with the machine is
-        raised (BackendError for a lost device)."""
+        raised (a lost device, memory that is short)."""
         trial = GpuTrial(precision)
         try:
             place = 0
@@ -99,7 +101,9 @@ class GpuPart:
                 # All profiles compute the same: where a later one cannot bear a layer, the earlier are built again.
                 place = place + 1 if trial.restored == known or place == 0 else 0
             self._prove(trial, reference)
-        except (UnbuildableError, VerificationError) as refusal:
+        except (DeviceLostError, DeviceMemoryError):
+            raise
+        except (BackendError, VerificationError) as refusal:
             trial.rejected = refusal.what
         return trial
 
@@ -127,6 +131,9 @@ class GpuPart:
         return tuple(whole or said_of)
 
     def _build_once(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
+        if trial.precision == "fp16" and self.prover.recipe_of(profile).program is not None:
+            self._compile(trial, profile)
+            return
         graph = self._lowered(trial, profile, quantised)
         path = self._folder / f"{trial.precision}-{profile.name}.onnx"
         # Without weights in the plan they lie beside the graph, where every architecture's plan finds the same.
@@ -144,6 +151,31 @@ class GpuPart:
         else:
             path.unlink()
         trial.plans[profile.name], trial.digests[profile.name] = target, file_digest(target)
+
+    def _compile(self, trial: GpuTrial, profile: Profile) -> None:
+        """Our own kernels in place of a plan."""
+        write = self.prover.recipe_of(profile).program
+        assert write is not None
+        capability = self._workshop.card.capability
+        program = write(profile, capability)
+        compiled = Compiled(program, self._workshop.compile(program.source, capability), capability)
+        target = self._folder / f"{trial.precision}-{profile.name}{KERNELS}"
+        write_file(target, lambda made: save_program(compiled, made))
+        trial.backend, trial.version = "kernels", str(FORM)
+        trial.plans[profile.name], trial.digests[profile.name] = target, file_digest(target)
+        if profile is self.recipe.profiles[0]:
+            trial.shipped = self._size(program)
+
+    def _size(self, program: Program) -> GraphSize:
+        """The same operations, by fewer kernels, on weights of half the bytes."""
+        written, weights = size_of(self.written, self.recipe), program.weights.values()
+        return GraphSize(
+            operators=len(program.launches),
+            parameters=sum(one.size for one in weights),
+            weight_bytes=sum(one.nbytes for one in weights),
+            operations=written.operations,
+            read_bytes=written.read_bytes // 2,
+        )
 
     def _lowered(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> "onnx.ModelProto":
         """The graph of a profile in a precision, with the sizes that the profile fixes, in TensorRT's words."""
@@ -163,7 +195,7 @@ class GpuPart:
         special = specialise(graph, fixed)
         if profile is self.recipe.profiles[0]:
             trial.shipped = size_of(special, self.recipe)
-        return for_tensorrt(special)
+        return for_tensorrt(special, typed=self._workshop.builder.typed)
 
     def _prove(self, trial: GpuTrial, reference: float | None) -> None:
         # 2. Numbers, time and layers at every profile, in the session that will serve it.

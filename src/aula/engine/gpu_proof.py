@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from aula.backends.device_tensor import DeviceTensor
 from aula.backends.session import Session
-from aula.backends.tensorrt_runtime import layer_precisions
 from aula.core.errors import VerificationError
 from aula.engine.manifest import Inspection
 from aula.engine.recipe import Arrays, Profile, Recipe
@@ -43,6 +43,17 @@ class OnDevice(Protocol):
     def device_milliseconds(self, repetitions: int) -> list[float]: ...
 
     def layers(self) -> list[dict[str, Any]]: ...
+
+    def precisions(self) -> dict[str, int]: ...
+
+
+@runtime_checkable
+class HandsOver(OnDevice, Protocol):
+    """One whose tensors another session may make or take where they lie."""
+
+    def device_tensor(self, name: str) -> DeviceTensor: ...
+
+    def attach(self, name: str, tensor: DeviceTensor) -> None: ...
 
 
 def cases(recipe: Recipe, profile: Profile, graph: "onnx.ModelProto") -> list[Case]:
@@ -84,7 +95,7 @@ def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> fl
                 )
             if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
                 return float("inf")
-            scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
+            scale = max(float(np.abs(wanted).max(initial=0.0)), recipe.least_scales.get(name, 1e-30))
             worst = max(worst, float(np.abs(got - wanted).max(initial=0.0)) / scale)
     return worst
 
@@ -108,12 +119,11 @@ def usual_inputs(session: Session, recipe: Recipe, profile: Profile) -> Arrays:
     return {spec.name: _typed(session, spec.name, inputs[spec.name]) for spec in session.inputs}
 
 
-def inspection(layers: Sequence[Mapping[str, Any]], operators: int) -> Inspection:
+def inspection(layers: Sequence[Mapping[str, Any]], precisions: Mapping[str, int], operators: int) -> Inspection:
     """What the inspector's layers come to. A layer that holds several operators names them with "+", or as a region
     {ForeignNode[first...last]}."""
-    told = [dict(layer) for layer in layers]
-    fused = [layer for layer in told if _is_fused(str(layer.get("Name", "")))]
-    return Inspection(precisions=layer_precisions(told), operators=operators, layers=len(told), fused=len(fused))
+    fused = [layer for layer in layers if _is_fused(str(layer.get("Name", "")))]
+    return Inspection(precisions=dict(precisions), operators=operators, layers=len(layers), fused=len(fused))
 
 
 def _is_fused(name: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from aula.backends.session import Session
 from aula.core.errors import BackendError
 from aula.engine import gpu_proof as proof
-from aula.engine.gpu_proof import OnDevice
+from aula.engine.gpu_proof import HandsOver, OnDevice
 from aula.engine.manifest import Candidate, GraphSize, Inspection
 from aula.engine.passes import simplify
 from aula.engine.recipe import Profile, Recipe
@@ -18,9 +18,12 @@ from aula.engine.recipe import Profile, Recipe
 
 @dataclass(slots=True)
 class GpuTrial:
-    """One precision: its plans by profile, and what was found of them."""
+    """One precision: its plans by profile, and what was found of them. `version` is the backend's, where it is not the
+    workshop's TensorRT."""
 
     precision: str
+    backend: str = "tensorrt"
+    version: str = ""
     plans: dict[str, Path] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     weights: dict[str, Path] = field(default_factory=dict)
@@ -35,8 +38,8 @@ class GpuTrial:
     def candidate(self, version: str) -> Candidate:
         finite = self.error is not None and np.isfinite(self.error)
         return Candidate(
-            backend="tensorrt",
-            version=version,
+            backend=self.backend,
+            version=self.version or version,
             precision=self.precision,
             milliseconds=dict(self.milliseconds),
             relative_error=self.error if finite else None,
@@ -71,7 +74,9 @@ class GpuProver:
         trial.error = error if trial.error is None else max(trial.error, error)
         trial.milliseconds[profile.name] = _milliseconds(session, self.recipe_of(profile), profile)
         if isinstance(session, OnDevice):
-            trial.inspection[profile.name] = proof.inspection(session.layers(), len(self.written.graph.node))
+            trial.inspection[profile.name] = proof.inspection(
+                session.layers(), session.precisions(), len(self.written.graph.node)
+            )
 
     def fault(self, trial: GpuTrial) -> str | None:
         """Why the numbers alone speak against it, or None."""
@@ -90,14 +95,20 @@ class GpuProver:
 
 
 def _milliseconds(session: Session, recipe: Recipe, profile: Profile) -> float:
-    """Median time on the device at the profile's usual sizes, copies of inputs and outputs included."""
+    """Median time on the device at the profile's usual sizes, copies of inputs and outputs included but for what is
+    handed over on the device."""
     inputs = proof.usual_inputs(session, recipe, profile)
     if not isinstance(session, OnDevice):
         raise BackendError(
             f"{type(session).__name__} tells no device time", next_step="prove it on the GPU that it is for"
         )
     session.reset()
-    for _ in range(proof.WARM_RUNS):
+    session.run(inputs)
+    if isinstance(session, HandsOver):
+        for name in recipe.handed_over:
+            session.attach(name, session.device_tensor(name))
+            inputs.pop(name, None)
+    for _ in range(proof.WARM_RUNS - 1):
         session.run(inputs)
     return round(statistics.median(session.device_milliseconds(proof.TIMED_RUNS)), 4)
 

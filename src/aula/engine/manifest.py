@@ -40,7 +40,7 @@ class StoredFile:
     """A file of the store: the SHA-256 and the number of its bytes, and what it ends in."""
 
     digest: Digest
-    suffix: Annotated[str, msgspec.Meta(pattern=r"^\.(onnx|data|plan)$")]
+    suffix: Annotated[str, msgspec.Meta(pattern=r"^\.(onnx|data|plan|kernels)$")]
     bytes: Count
 
     @property

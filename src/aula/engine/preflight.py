@@ -48,7 +48,7 @@ def check_plan(
             if here
             else f"none is built for such a card; the CPU serves: aula build {manifest.name} --target cpu",
         )
-    if not _reads(built_on, engine.backend_version, installed):
+    if engine.backend == "tensorrt" and not _reads(built_on, engine.backend_version, installed):
         raise BundleError(
             f"the {target} engine of {manifest.key} was built with TensorRT {engine.backend_version}; this machine has "
             f"{installed}",

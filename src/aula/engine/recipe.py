@@ -15,6 +15,7 @@ from aula.core.types import Licence
 if TYPE_CHECKING:
     import onnx
 
+    from aula.backends.kernel_program import Program
     from aula.engine.bundle import Bundle
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,10 +103,13 @@ class Recipe:
 
     For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
     names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
-    `gpu_profiles` are served there instead of `profiles`; `rows` is the dimension whose items do not depend on one
-    another, so that a few of many prove all; `spelling` tells graphs apart that one recipe writes in several ways;
-    `by_profile` gives the recipe of a profile that another graph with the
-    same inputs and outputs computes (a prompt beside a step).
+    `gpu_profiles` are served there instead of `profiles`; `least_scales` are what differences of an output are relative
+    to at least (a logarithm may be next to zero); `handed_over` names inputs and outputs that never leave the device,
+    since another engine makes or takes them there, so that their copies are no part of the time; `rows` is the
+    dimension whose items do not depend on one another, so that a few of many prove all; `spelling` tells graphs apart
+    that one recipe writes in several ways; `by_profile` gives the recipe of a profile that another graph with the same
+    inputs and outputs computes (a prompt beside a step); `program(profile, capability)` writes fp16 as a program of our
+    own kernels for a compute capability, in place of a TensorRT plan.
     """
 
     name: str
@@ -128,10 +132,13 @@ class Recipe:
     licences: tuple[Licence, ...] = field(default=())
     half_tolerance: float = 2e-2
     low_borders: tuple[str, ...] = ()
+    least_scales: Mapping[str, float] = field(default_factory=dict)
+    handed_over: tuple[str, ...] = ()
     rows: str = ""
     spelling: str = ""
     gpu_profiles: tuple[Profile, ...] = ()
     by_profile: Mapping[str, "Recipe"] = field(default_factory=dict)
+    program: Callable[[Profile, str], "Program"] | None = None
 
     def __post_init__(self) -> None:
         if not self.profiles:

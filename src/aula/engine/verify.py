@@ -92,7 +92,7 @@ def _verify_gpu_part(bundle: Bundle, name: str, recipe: Recipe, target: str, _cl
     task = _same_task(bundle, engine, recipe)
     prover = GpuProver(recipe, judged=task is not None)
     prover.prepare(lambda _share: None)
-    trial = GpuTrial(engine.precision)
+    trial = GpuTrial(engine.precision, engine.backend)
     for profile in recipe.profiles:
         with bundle.open(name, profile.name, target=target) as session:
             prover.prove(trial, profile, session)

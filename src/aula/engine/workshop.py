@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from aula.backends.kernel_program import SUFFIX as KERNELS
+from aula.backends.kernels import compile_kernels
 from aula.backends.session import Session, SessionOptions, open_session
 from aula.core.errors import BackendError, StorageError
 from aula.core.files import write_atomically
@@ -35,12 +37,14 @@ class Builder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """`version` is TensorRT's. `open` loads a plan."""
+    """`version` is TensorRT's. `open` loads a plan, or compiled kernels."""
 
     builder: Builder
     version: str
     card: Card
     open: Callable[[Path, SessionOptions], Session]
+    compile: Callable[[str, str], bytes] = compile_kernels
+    """CUDA C++ for a compute capability: a cubin."""
 
     @classmethod
     def here(cls, target: Target) -> "Workshop":
@@ -101,4 +105,4 @@ class Timings:
 
 
 def _open_plan(path: Path, options: SessionOptions) -> Session:
-    return open_session("tensorrt", path, options)
+    return open_session("kernels" if path.suffix == KERNELS else "tensorrt", path, options)

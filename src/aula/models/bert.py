@@ -15,7 +15,7 @@ from aula.backends.hosting.records import hosting_for
 from aula.backends.session import Session
 from aula.core.errors import BackendError, VerificationError
 from aula.core.settings import Settings
-from aula.core.types import Capability, Float32, Licence, RungInfo
+from aula.core.types import Capability, Float32, Licence, RungInfo, TensorSpec
 from aula.engine.build import BuildOptions, build
 from aula.engine.precision import Progress
 from aula.engine.recipe import Arrays, Calibration, Model, Profile, Recipe, Size, Task
@@ -27,6 +27,8 @@ from aula.models.bert_reference import BertReference
 from aula.models.bert_seeded import ARCHITECTURES, random_calibration, random_checkpoint
 from aula.models.bert_texts import embed_texts, longest_sequence, open_tokenizer
 from aula.models.checkpoints import Checkpoint, packaged_file
+from aula.models.raw import SessionEngine, engine_rung_info
+from aula.serving.records import EngineInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -54,6 +56,7 @@ EMBED_INFO = RungInfo(
     "all-MiniLM-L6-v2, 384 dimensions, trained on English",
     LICENCES,
 )
+ENGINE_INFO = engine_rung_info("minilm", "the sentence encoder as it is: tokens in, vectors out", LICENCES)
 UNDERSTAND_INFO = RungInfo(
     "minilm+intents",
     Capability.UNDERSTAND,
@@ -61,6 +64,21 @@ UNDERSTAND_INFO = RungInfo(
     "intent head on MiniLM (English) and on character n-grams (Chinese)",
     LICENCES,
 )
+DIMENSIONS = 384
+"""Of all-MiniLM-L6-v2's vectors."""
+ENGINE = EngineInfo(
+    "minilm",
+    "1",
+    "onnx",
+    (
+        TensorSpec("input_ids", "int64", ("batch", "sequence")),
+        TensorSpec("attention_mask", "int64", ("batch", "sequence")),
+    ),
+    (TensorSpec("embedding", "float32", ("batch", DIMENSIONS)),),
+    8,
+    ({"batch": (1, 8), "sequence": (1, 256)},),
+)
+"""The encoder as it is. `version` is its recipe's revision: the package pins the weights."""
 SHORTEST = 3
 """Tokens of a text: one word between [CLS] and [SEP]."""
 
@@ -203,6 +221,14 @@ class SentenceEncoder:
             # Damaged on disk since it was proven: build it anew, once.
             session = build(model, store, replace(options, rebuild=True), progress=progress).open(hosting=hosting)
         return cls(session, checkpoint, BertConfig.from_checkpoint(checkpoint).hidden_size)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return (self._session,)
+
+    @property
+    def engine(self) -> SessionEngine:
+        return SessionEngine(self._session, ENGINE, {"batch": 1, "sequence": 64})
 
     def embed(self, texts: Sequence[str]) -> Float32:
         """float32 [len(texts), dimensions]. A text beyond 256 tokens is cut, as the checkpoint's card says."""

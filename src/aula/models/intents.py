@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from aula.backends.session import Session
 from aula.core.capabilities import Embedder
 from aula.core.files import write_atomically
 from aula.core.types import Context, Float32, Intent, Understanding
@@ -74,6 +75,11 @@ class IntentUnderstander:
         self._encoder = encoder
         examples = load_examples()
         self._heads = {language: self._open_head(language, examples[language], folder) for language in examples}
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of the encoder, where it is made of such."""
+        return getattr(self._encoder, "sessions", ())
 
     def understand(self, text: str, context: Context) -> Understanding:
         return self.understand_many([text], [context])[0]

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from aula.core.errors import BackendError, NothingHeardError, UnsupportedLanguageError
 from aula.core.settings import Settings
 from aula.core.types import (
+    SPEECH_RATE,
     UNKNOWN_LANGUAGE,
     Capability,
     Context,
@@ -58,6 +60,11 @@ own start (40, 3, -1) about nine words more of a hundred go wrong, most of them 
 # Without a course, the general model: its best path would take 70 ms after the commit, hence no posteriors either.
 _OPEN_OPTIONS: dict[str, Any] = {"fwdflat": False, "bestpath": False}
 _TEXT_NEXT = 'type the question instead: aula ask --text "..."'
+
+
+_AT_ONCE = 2 * SPEECH_RATE // 50
+"""Bytes of 20 ms. PocketSphinx keeps Python's lock while it works: a second of sound at once would stop every other
+thread, the server's among them, for a tenth of a second."""
 
 
 class SphinxTranscriber:
@@ -139,7 +146,8 @@ class SphinxStream:
         if len(samples):
             finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
             block = (np.clip(finite, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-            _call(lambda: self._decoder.process_raw(block))
+            for start in range(0, len(block), _AT_ONCE):
+                _call(partial(self._decoder.process_raw, block[start : start + _AT_ONCE]))
             best = self._decoder.hyp()
             self._heard = best.hypstr if best is not None else ""
         return Partial(self._heard)

@@ -24,6 +24,7 @@ from aula.models.whisper_clips import read_clips, read_sounds
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_graphs import write_decoder, write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
+from aula.models.whisper_program import kernels_serve
 from aula.models.whisper_reference import WhisperReference
 from aula.models.whisper_tokens import RULES
 
@@ -92,17 +93,18 @@ def whisper_model(
         min(QUESTION_SLOTS, config.max_target_positions),
     )
     window = config.max_source_positions
+    form = whisper_gpu.MANY if kernels_serve(config) else whisper_gpu.FEW
     listens = whisper_gpu.listening
     steps = whisper_gpu.stepping
     gpu_parts = {
         "encoder": replace(
-            whisper_gpu.listener_recipe(encoder, checkpoint, whisper_gpu.FEW),
+            whisper_gpu.listener_recipe(encoder, checkpoint, form),
             profiles=(listens("question", 1, positions), listens("window", 1, window)),
         ),
         "decoder": whisper_gpu.stepper_recipe(
             checkpoint,
             f"{name}-decoder",
-            whisper_gpu.FEW,
+            form,
             (
                 steps("step", 1, positions, slots),
                 steps("prompt", 1, positions, slots),
@@ -172,7 +174,8 @@ def decoder_recipe(
     alone; runtimes round the activations of each row as they come (dynamic quantisation).
 
     Profiles: "step" is one token of one row in a question's slots, "long" the same in any number of them, "prompt"
-    several tokens, "window" a step that hears the whole context, "rows" a step of several utterances.
+    several tokens, "window" a step that hears the whole context, "rows" a step of several utterances. They are timed
+    apart; one session serves them all, since each would hold the weights again.
 
     The reference leaves out `next`: where two tokens are equally likely, another choice is not an error; and `logprob`,
     which is near 0 where the choice is all but certain, so that any rounding is large beside it. The logits, from which
@@ -214,6 +217,8 @@ def decoder_recipe(
         ),
         limits={"tokens": most, "answers": most, "slots": most, "positions": whole},
         unproven=UNPROVEN,
+        # One scale a row and product: a step of whisper-small takes 9.7 ms, with the runtime's habit of 32 values 10.8.
+        dynamic_quantisation=config.d_model,
         task=task,
         written={"int8": lambda: write_decoder(config, load_weights(checkpoint, shapes), int8_weights=True)},
         seeded=seeded,

@@ -22,21 +22,13 @@ SLOT_STEP = 64
 class WhisperDecoding:
     """One utterance at a time. Not for two threads at once.
 
-    `decoder` serves every shape; `steps` are sessions on the same engine that were opened for one token of one row,
-    and are faster at that: the first whose bounds hold a step takes it, and `decoder` takes what none does. Each
-    session holds its own copy of the weights.
-
     From step to step the inputs are the same arrays, of which only the contents change: a session that knows an array
     again need not bind it again.
     """
 
-    def __init__(
-        self, config: WhisperConfig, encoder: Session, decoder: Session, *, steps: Sequence[Session] = ()
-    ) -> None:
+    def __init__(self, config: WhisperConfig, encoder: Session, decoder: Session) -> None:
         self._config = config
         self._encoder, self._decoder = encoder, decoder
-        self._steps = tuple(steps)
-        self._stepping = decoder
         self._cross: dict[str, NDArray[Any]] = {}
         self._heard = np.zeros(1, dtype=np.int64)
         shape = (2 * config.decoder_layers, 1, config.decoder_attention_heads, 0, config.head_size)
@@ -49,7 +41,7 @@ class WhisperDecoding:
 
     def listen(self, mel: Float32) -> None:
         """float32 [bins, frames]: encode, and forget what was written for an earlier sound."""
-        self._cross = self._encoder.run({"mel": mel[None]})
+        self._cross = self._encoder.borrow({"mel": mel[None]})
         self._heard[0] = self._cross.pop("hidden").shape[1]
         self._position[0] = 0
         self._bind()
@@ -90,7 +82,7 @@ class WhisperDecoding:
             raise EngineError("nothing was listened to", next_step="call listen() first")
         self._reserve(len(tokens))
         given = {"tokens": tokens, "places": places, "rule": rules}
-        made = self._decoder.run(
+        made = self._decoder.borrow(
             {**self._inputs, **{name: np.array([array], dtype=np.int64) for name, array in given.items()}}
         )
         self._keep(made["new"])
@@ -99,7 +91,7 @@ class WhisperDecoding:
     def _step(self, token: int) -> dict[str, NDArray[Any]]:
         self._reserve(1)
         self._token[0, 0] = token
-        made = self._stepping.run(self._inputs)
+        made = self._decoder.borrow(self._inputs)
         self._keep(made["new"])
         return made
 
@@ -119,7 +111,7 @@ class WhisperDecoding:
         self._bind()
 
     def _bind(self) -> None:
-        """The inputs of a step, and the session that takes them."""
+        """The inputs of a step."""
         past = {
             f"past_{part}.{layer}": self._past[2 * layer + place]
             for layer in range(self._config.decoder_layers)
@@ -127,12 +119,3 @@ class WhisperDecoding:
         }
         named = {"tokens": self._token, "places": self._place, "position": self._position, "heard": self._heard}
         self._inputs = {**named, "rule": self._rule, **self._cross, **past}
-        self._stepping = next((session for session in self._steps if serves(session, self._inputs)), self._decoder)
-
-
-def serves(session: Session, inputs: dict[str, NDArray[Any]]) -> bool:
-    return all(
-        least <= size <= greatest
-        for name, limits in session.options.bounds.items()
-        for size, (least, greatest) in zip(inputs[name].shape, limits, strict=True)
-    )

@@ -34,16 +34,14 @@ def find_bundle(checkpoint: Checkpoint, settings: Settings, progress: Progress |
     return build(model, store, options, progress=progress)
 
 
-def open_sessions(bundle: Bundle) -> tuple[Session, ...]:
-    """Encoder, decoder, and the decoder's sessions for steps of one token."""
-    opened: list[Session] = []
+def open_sessions(bundle: Bundle) -> tuple[Session, Session]:
+    """Encoder and decoder."""
+    encoder = bundle.open("encoder")
     try:
-        for part, profile in (("encoder", None), ("decoder", None), ("decoder", "step")):
-            opened.append(bundle.open(part, profile))
+        return encoder, bundle.open("decoder")
     except AulaError:
-        close_all(opened)
+        encoder.close()
         raise
-    return tuple(opened)
 
 
 def _candidates(model: Model, store: Store) -> Iterator[Bundle]:

@@ -4,15 +4,19 @@ The encoder writes its keys and values where the decoder reads them; prompt and 
 everything on one stream and waits once, for the text.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aula.backends.device_session import DeviceSession
 from aula.backends.device_tensor import DeviceTensor
-from aula.backends.tensorrt import TensorRtSession
+from aula.backends.kernel_program import Program
+from aula.backends.kernels import DECODER, source
 from aula.core.errors import EngineError
 from aula.core.types import Float32, Licence
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
@@ -20,15 +24,18 @@ from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_graphs import write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
+from aula.models.whisper_program import Step, kernels_serve, write_program
 from aula.models.whisper_reference import WhisperReference
-from aula.models.whisper_stepper import NEXT, StepForm, low_borders, stepper_states, write_stepper
+from aula.models.whisper_stepper import NEXT, StepForm, cross_names, low_borders, stepper_states, write_stepper
 
 __all__ = ["FEW", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
 
 PROMPT = 4
 """Start, language, task, no timestamps: read at once. Longer prompts are read on, token by token."""
 FEW, MANY = StepForm(), StepForm(stacked=True, low_caches=True)
-"""How a step is spelled for one row, and for many."""
+"""How a step is spelled for TensorRT, for one row and for many; our own kernels take the second."""
+MADE_UP_ROWS = 8
+"""Of an example's caches; later rows repeat them, since hundreds of rows are gigabytes."""
 ANY_FIRST, ANY_TEXT = 2, 1
 """Rules (whisper_tokens.RULES) at the start of a text, and within one."""
 
@@ -52,6 +59,7 @@ def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Rec
         reference=stacked if form.stacked else reference,
         task=None,
         low_borders=low_borders(config, form),
+        handed_over=("hidden", *cross_names(config, form)),
         half_tolerance=5e-2,
         rows="rows",
         spelling="stacked" if form.stacked else "",
@@ -67,12 +75,19 @@ def stepper_recipe(
     *,
     seeded: bool = False,
 ) -> Recipe:
-    """`write_stepper`; profiles whose names end in "prompt" or "prompts" read a prompt, the others go a step."""
+    """`write_stepper`; profiles whose names end in "prompt" or "prompts" read a prompt, the others go a step. In the
+    form of `MANY`, fp16 is a program of our own kernels wherever they serve the architecture."""
     config = WhisperConfig.from_checkpoint(checkpoint)
+    ours = form == MANY and kernels_serve(config)
     shapes = config.decoder_shapes()
     reference = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
     steering = checkpoint.folder / "generation_config.json"
     sources: tuple[Path, ...] = (*checkpoint.weights_files, checkpoint.folder / "config.json")
+
+    def program(count: int, profile: Profile, capability: str) -> Program:
+        sizes = {name: size.greatest for name, size in profile.sizes.items()}
+        step = Step(sizes["rows"], count, sizes["slots"], sizes["positions"])
+        return write_program(config, load_weights(checkpoint, shapes), step, capability)
 
     def recipe(count: int) -> Recipe:
         return Recipe(
@@ -90,8 +105,11 @@ def stepper_recipe(
             licences=licences,
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
+            handed_over=cross_names(config, form),
+            least_scales={f"likely{NEXT}": 1.0},  # natural logarithms of probabilities
             rows="rows",
-            spelling=repr(form),
+            spelling=repr(form) + (hashlib.sha256(source(DECODER).encode()).hexdigest() if ours else ""),
+            program=partial(program, count) if ours else None,
         )
 
     prompts = [profile.name for profile in profiles if profile.name.endswith(("prompt", "prompts"))]
@@ -138,7 +156,14 @@ def _example(
         shapes = {f"self_k.{layer}": (rows, heads, size, slots) for layer in range(layers)}
         shapes |= {f"self_v.{layer}": (rows, heads, slots, size) for layer in range(layers)}
         shapes |= {f"cross_{p}.{layer}": (rows, heads, positions, size) for p in "kv" for layer in range(layers)}
-    return inputs | {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    axis = 1 if form.stacked else 0
+    repeated = np.arange(rows) % MADE_UP_ROWS
+
+    def made_up(shape: tuple[int, ...]) -> Float32:
+        few = (*shape[:axis], min(rows, MADE_UP_ROWS), *shape[axis + 1 :])
+        return generator.standard_normal(few, dtype=np.float32).take(repeated, axis=axis)
+
+    return inputs | {name: made_up(shape) for name, shape in shapes.items()}
 
 
 def _reference(
@@ -193,7 +218,7 @@ class WhisperStepping:
     `encoder`, `prompt` and `step` are sessions on one GPU, for the same rows and positions. They are closed by `close`.
     """
 
-    def __init__(self, encoder: TensorRtSession, prompt: TensorRtSession, step: TensorRtSession) -> None:
+    def __init__(self, encoder: DeviceSession, prompt: DeviceSession, step: DeviceSession) -> None:
         self._encoder, self._prompt, self._step = encoder, prompt, step
         self.rows, self._slots = step.device_tensor("text").shape
         # Everything on the encoder's stream; what one writes is read where it lies.
@@ -205,8 +230,8 @@ class WhisperStepping:
             step.attach(name, prompt.device_tensor(name))
         cross = [spec.name for spec in step.inputs if spec.name.startswith("cross_")]
         for name in cross:
-            prompt.attach(name, step.device_tensor(name))
-            encoder.attach(name, step.device_tensor(name))
+            for session in (step, prompt, encoder):
+                session.attach(name, step.device_tensor(name))
         # Nobody asks for the hidden states; they stay where they are.
         encoder.attach("hidden", encoder.device_tensor("hidden"))
         positions = step.device_tensor(cross[0]).shape[-2]

@@ -7,12 +7,17 @@ Thresholds and the order of attempts are those of openai-whisper's `transcribe` 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from aula.core.types import SPEECH_RATE
 from aula.models.whisper_choice import Choose, HostChoice
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding, Written
 from aula.models.whisper_mel import MelStream
+from aula.models.whisper_passes import FindLanguage, Listen, Value, WhisperPasses, Work, Write, alone
 from aula.models.whisper_tokenizer import WhisperTokenizer
 
 LOOP = 24
@@ -21,10 +26,12 @@ LOOP = 24
 
 @dataclass(frozen=True, slots=True)
 class HearingOptions:
-    """`temperatures` in the order of attempts. Above `most_compression` (bytes of text over bytes of its zlib form) or
+    """A text has at most `most_tokens`; None for half of what the model has room for, as openai-whisper has it.
+    `temperatures` in the order of attempts. Above `most_compression` (bytes of text over bytes of its zlib form) or
     below `least_logprob` (mean over the tokens) the next is tried. Where nobody speaks with at least `silence`, and the
     text is below `least_logprob`, there is no text."""
 
+    most_tokens: int | None = None
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     most_compression: float = 2.4
     least_logprob: float = -1.0
@@ -48,7 +55,10 @@ class Heard:
 
 
 class WhisperHearing:
-    """Not for two threads at once. Windows of several streams may take turns: nothing is kept between calls."""
+    """Not for two threads at once. Windows of several streams may take turns: nothing is kept between calls.
+
+    `drafting` and `finalising` are works, for whoever shares passes with others; `alone` does one at once.
+    """
 
     def __init__(
         self,
@@ -61,24 +71,26 @@ class WhisperHearing:
         self.config, self.tokenizer, self.contexts = config, tokenizer, contexts
         self._decoding = decoding
         self._options = options or HearingOptions()
+        self._passes: WhisperPasses | None = None
 
     def mel_stream(self) -> MelStream:
         return MelStream(self.config.num_mel_bins)
 
-    def draft(
-        self,
-        mel: MelStream,
-        language: int | None,
-        *,
-        timestamps: bool = False,
-        before: Sequence[int] = (),
-        draft: Sequence[int] = (),
-    ) -> Heard:
-        """A hypothesis: one greedy attempt in the smallest context."""
-        attempt = self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
-        return self._heard(attempt, attempt.write(draft), 0.0, 0)
+    def warm(self) -> None:
+        """Run what a question runs, so that no student waits while weights are put in order."""
+        mel = self.mel_stream()
+        mel.feed(np.zeros(SPEECH_RATE, dtype=np.float32))
+        attempt = self.alone(self._listen(mel, self.contexts.draft(mel.samples), None, False, ()))
+        self._decoding.write(attempt.prompt, attempt.end, limit=3)
 
-    def final(
+    def share(self, passes: WhisperPasses) -> None:
+        """From now on others use the same engines: what is done alone is done beside them."""
+        self._passes = passes
+
+    def alone(self, work: Work[Value]) -> Value:
+        return alone(work, self._decoding) if self._passes is None else self._passes.alone(work)
+
+    def drafting(
         self,
         mel: MelStream,
         language: int | None,
@@ -86,35 +98,56 @@ class WhisperHearing:
         timestamps: bool = False,
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
-    ) -> Heard:
+    ) -> Work[Heard]:
+        """A hypothesis: one greedy attempt in the smallest context."""
+        attempt = yield from self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
+        written = yield attempt.write(draft)
+        return self._heard(attempt, written, 0.0, 0)
+
+    def finalising(
+        self,
+        mel: MelStream,
+        language: int | None,
+        *,
+        timestamps: bool = False,
+        before: Sequence[int] = (),
+        draft: Sequence[int] = (),
+    ) -> Work[Heard]:
         """The text that counts; a draft does not change it. `language` None is found by a multilingual model."""
-        attempt = self._listen(mel, self.contexts.final(mel.samples), language, timestamps, before)
-        written = attempt.write(draft)
+        attempt = yield from self._listen(mel, self.contexts.final(mel.samples), language, timestamps, before)
+        written: Written = yield attempt.write(draft)
         runs = written.runs
         if attempt.frames < self.contexts.window and self._suspect(written):
             # A short context may be what is wrong.
-            attempt = self._listen(mel, self.contexts.window, language, timestamps, before)
-            written = attempt.write(written.tokens)
+            attempt = yield from self._listen(mel, self.contexts.window, language, timestamps, before)
+            written = yield attempt.write(written.tokens)
             runs += written.runs
         heated = self._options.temperatures[0]
         for place, temperature in enumerate(self._options.temperatures[1:], 1):
             if not self._suspect(written):
                 break
             heated = temperature
-            written = attempt.write(temperature=temperature, seed=place)
+            written = yield attempt.write(temperature=temperature, seed=place)
             runs += written.runs
         return self._heard(attempt, written, heated, runs - written.runs)
 
+    def draft(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
+        return self.alone(self.drafting(mel, language, **options))
+
+    def final(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
+        return self.alone(self.finalising(mel, language, **options))
+
     def _listen(
         self, mel: MelStream, frames: int, language: int | None, timestamps: bool, before: Sequence[int]
-    ) -> "_Attempt":
-        self._decoding.listen(mel.features(frames))
+    ) -> "Work[_Attempt]":
+        yield Listen(mel.features(frames))
         special = self.tokenizer.special
         if language is None and special.multilingual:
-            language, _ = self._decoding.language(special.start)
+            language, _ = yield FindLanguage(special.start)
         room = self.config.max_target_positions // 2 - 1
         prompt = special.prompt(language, timestamps=timestamps, before=list(before)[-room:])
-        return _Attempt(self.config, self._decoding, frames, language, prompt, special.end, timestamps)
+        limit = self._options.most_tokens or self.config.max_target_positions // 2
+        return _Attempt(self.config, frames, language, prompt, special.end, limit, timestamps)
 
     def _suspect(self, written: Written) -> bool:
         if self._silent(written):
@@ -148,19 +181,18 @@ class _Attempt:
     """A sound that was listened to, and a prompt."""
 
     config: WhisperConfig
-    decoding: WhisperDecoding
     frames: int
     language: int | None
     prompt: list[int]
     end: int
+    limit: int
     timestamps: bool
 
-    def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Written:
+    def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Write:
         choose: Choose | None = None
         if self.timestamps or temperature:
             choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
-        limit = self.config.max_target_positions // 2
-        return self.decoding.write(self.prompt, self.end, limit=limit, draft=draft, choose=choose, give_up=is_loop)
+        return Write(self.prompt, self.end, self.limit, draft, choose, is_loop)
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -33,7 +33,7 @@ def prove(checkpoint: Checkpoint, bundle: Bundle, clips: Sequence[Clip], margin:
     tokenizer = WhisperTokenizer.open(checkpoint, config)
     sessions = open_sessions(bundle)
     try:
-        decoding = WhisperDecoding(config, *sessions[:2], steps=sessions[2:])
+        decoding = WhisperDecoding(config, *sessions)
         return _Prover(config, decoding, tokenizer, margin).prove(clips)
     finally:
         close_all(sessions)

@@ -6,10 +6,14 @@ own timestamps say; what is done with is dropped, so that hours take the memory 
 Hypotheses are made as often as the engine allows, and never so often that sound has to wait: the next one comes when
 twice as much sound has arrived as the last one took. The last of them is the draft of the final text, which is checked
 in one run of the decoder; it saves time where it is right, and never changes the text.
+
+When speech pauses the final text itself is made, as if the commit had come: if it comes before any other sound, the
+text is there. A pause is worth that once it has lasted as long as the text is expected to take: so waiting too long
+never costs more than the text, and neither does a text that is not needed.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -20,6 +24,7 @@ from aula.core.clock import Clock
 from aula.core.errors import NothingHeardError
 from aula.core.types import SPEECH_RATE, Float32, Partial, Segment, Transcript
 from aula.models.whisper_hearing import Heard, WhisperHearing
+from aula.models.whisper_passes import Work
 from aula.models.whisper_segments import window_segments
 
 FIRST_DRAFT = SPEECH_RATE // 2
@@ -51,10 +56,17 @@ class _State(Enum):
 
 
 class WhisperStream:
-    """Implements `TranscriptionStream`."""
+    """Implements `TranscriptionStream` and `PausingStream`. `feeding`, `pausing` and `committing` are the same as
+    works, for whoever shares passes with others."""
 
-    def __init__(self, hearing: WhisperHearing, clock: Clock, options: StreamOptions) -> None:
-        self._hearing, self._clock, self._options = hearing, clock, options
+    def __init__(
+        self,
+        hearing: WhisperHearing,
+        clock: Clock,
+        options: StreamOptions,
+        on_close: "Callable[[WhisperStream], None] | None" = None,
+    ) -> None:
+        self._hearing, self._clock, self._options, self._on_close = hearing, clock, options, on_close
         self._state = _State.OPEN
         self._mel = hearing.mel_stream()
         self._offset = 0
@@ -66,6 +78,10 @@ class WhisperStream:
         self._hypothesis: tuple[int, ...] = ()
         self._agreed: tuple[int, ...] = ()
         self._due = FIRST_DRAFT
+        self._seconds_a_frame = 0.0
+        """Of context, in the last hypothesis."""
+        self._settled: tuple[int, bool, Heard] | None = None
+        """The final text of so many samples of the window, with times or without, made in a pause."""
 
     @property
     def seconds(self) -> float:
@@ -73,30 +89,51 @@ class WhisperStream:
         return (self._offset + self._mel.samples) / SPEECH_RATE
 
     def feed(self, samples: Float32) -> Partial:
+        return self._hearing.alone(self.feeding(samples))
+
+    def pause(self, seconds: float) -> Partial:
+        return self._hearing.alone(self.pausing(seconds))
+
+    def commit(self) -> Transcript:
+        return self._hearing.alone(self.committing())
+
+    def feeding(self, samples: Float32) -> Work[Partial]:
         self._expect_open("feed")
         sound = _usable(samples)
         finished: list[Segment] = []
         while len(sound):
             room = self._hearing.contexts.samples - self._mel.samples
             if not room:
-                finished += self._advance(last=False)
+                finished += yield from self._advance(last=False)
                 continue
             self._mel.feed(sound[:room])
             sound = sound[room:]
         if self._options.partials and self._mel.samples >= self._due:
-            finished += self._refresh()
-        return Partial(self._text(self._hypothesis), self._text(self._agreed), tuple(finished))
+            finished += yield from self._refresh()
+        return self._partial(finished)
 
-    def commit(self) -> Transcript:
+    def pausing(self, seconds: float) -> Work[Partial]:
+        self._expect_open("pause")
+        samples = self._mel.samples
+        expected = self._seconds_a_frame * self._hearing.contexts.final(samples)
+        if samples and not self._is_settled and seconds >= expected:
+            timed = self._timed
+            heard = yield from self._finalised(timestamps=timed)
+            self._settled = samples, timed, heard
+            self._agreed = common_start(self._hypothesis, heard.tokens)
+            self._hypothesis = heard.tokens
+        return self._partial()
+
+    def committing(self) -> Work[Transcript]:
         self._expect_open("commit")
         self._state = _State.COMMITTED
         if self._timed:
-            self._advance(last=True)
+            yield from self._advance(last=True)
             while self._mel.samples > LEAST_REST:
-                self._advance(last=True)
+                yield from self._advance(last=True)
             text = self._text(())
         else:
-            heard = self._final(timestamps=False)
+            heard = yield from self._final(timestamps=False)
             text = self._hearing.tokenizer.text(heard.tokens)
         if not text:
             raise NothingHeardError(
@@ -107,17 +144,27 @@ class WhisperStream:
 
     def close(self) -> None:
         self._state = _State.CLOSED
+        if self._on_close is not None:
+            self._on_close(self)
         self._mel = self._hearing.mel_stream()
+
+    def _partial(self, finished: Sequence[Segment] = ()) -> Partial:
+        return Partial(self._text(self._hypothesis), self._text(self._agreed), tuple(finished), self._is_settled)
+
+    @property
+    def _is_settled(self) -> bool:
+        return self._settled is not None and self._settled[:2] == (self._mel.samples, self._timed)
 
     @property
     def _timed(self) -> bool:
         return self._options.timestamps or self._offset > 0
 
-    def _refresh(self) -> tuple[Segment, ...]:
+    def _refresh(self) -> Work[tuple[Segment, ...]]:
         """A new hypothesis; the segments that it makes final."""
         started = self._clock.now()
         early = self._options.early and self._timed
-        heard = (self._hearing.final if early else self._hearing.draft)(
+        make = self._hearing.finalising if early else self._hearing.drafting
+        heard = yield from make(
             self._mel,
             self._options.language,
             timestamps=self._timed,
@@ -126,8 +173,9 @@ class WhisperStream:
         )
         self._agreed = common_start(self._hypothesis, heard.tokens)
         self._hypothesis = heard.tokens
-        took = round((self._clock.now() - started) * SPEECH_RATE)
-        self._due = self._mel.samples + max(LEAST_STEP, 2 * took)
+        took = self._clock.now() - started
+        self._seconds_a_frame = took / heard.frames
+        self._due = self._mel.samples + max(LEAST_STEP, round(2 * took * SPEECH_RATE))
         pairs = [place for place, two in enumerate(pairwise(self._agreed), 1) if min(two) >= self._first_time]
         if not early or not pairs:
             return ()
@@ -138,28 +186,34 @@ class WhisperStream:
     def _first_time(self) -> int:
         return self._hearing.tokenizer.special.timestamps
 
-    def _final(self, *, timestamps: bool) -> Heard:
+    def _final(self, *, timestamps: bool) -> Work[Heard]:
+        if self._settled is not None and self._settled[:2] == (self._mel.samples, timestamps):
+            heard = self._settled[2]
+        else:
+            heard = yield from self._finalised(timestamps=timestamps)
+        if not timestamps:
+            self._count(heard, len(heard.tokens))
+        return heard
+
+    def _finalised(self, *, timestamps: bool) -> Work[Heard]:
         """In a language that is found anew for each window, where none was asked for: two may be spoken."""
-        heard = self._hearing.final(
+        return self._hearing.finalising(
             self._mel,
             self._options.language,
             timestamps=timestamps,
             before=self._options.before,
             draft=self._hypothesis,
         )
-        if not timestamps:
-            self._count(heard, len(heard.tokens))
-        return heard
 
     def _count(self, heard: Heard, tokens: int) -> None:
         self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens
         self._logprobs.append((heard.mean_logprob, tokens))
 
-    def _advance(self, *, last: bool) -> tuple[Segment, ...]:
+    def _advance(self, *, last: bool) -> Work[tuple[Segment, ...]]:
         """The window's text; its finished segments are kept, and what follows them begins the next window."""
         if not self._mel.samples:
             return ()
-        heard = self._final(timestamps=True)
+        heard = yield from self._final(timestamps=True)
         return self._keep(heard, heard.tokens, last=last)
 
     def _keep(self, heard: Heard, tokens: Sequence[int], *, last: bool = False) -> tuple[Segment, ...]:
@@ -178,6 +232,7 @@ class WhisperStream:
         self._mel = self._hearing.mel_stream()
         self._mel.feed(rest)
         self._hypothesis = self._agreed = ()
+        self._settled = None
         self._due = len(rest) + LEAST_STEP
         return windowed.segments
 

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aula.core.clock import Clock, SystemClock
-from aula.core.errors import CheckpointError, SettingsError
+from aula.core.errors import BackendError, CheckpointError, SettingsError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Context, RungInfo, TranscribeRequest
 from aula.engine.precision import Progress
 from aula.models import hub
 from aula.models.checkpoints import Checkpoint
-from aula.models.whisper import LICENCES
+from aula.models.whisper import LICENCES, MOST_ROWS
 from aula.models.whisper_bias import bias_tokens
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_engines import close_all, find_bundle, open_sessions
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
+from aula.models.whisper_passes import WhisperPasses
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_tokenizer import WhisperTokenizer
 from aula.models.whisper_tokens import LANGUAGES, SpecialTokens
@@ -77,17 +78,19 @@ def find_places(settings: Settings) -> list[Place]:
 
 
 class WhisperTranscriber:
-    """Implements `Transcriber`. Streams may be open side by side: their windows take turns."""
+    """Implements `Transcriber` and `Sharing`: streams that are open side by side share passes."""
 
     def __init__(
         self,
         hearing: WhisperHearing,
+        passes: WhisperPasses,
         *,
         clock: Clock | None = None,
         bias: int = 0,
         close: Callable[[], None] | None = None,
     ) -> None:
-        self.hearing = hearing
+        self.hearing, self.passes = hearing, passes
+        hearing.share(passes)
         self._clock, self._bias, self._close = clock or SystemClock(), bias, close
         self._terms: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
@@ -106,11 +109,16 @@ class WhisperTranscriber:
         tokenizer = WhisperTokenizer.open(checkpoint, config)
         bundle = find_bundle(checkpoint, settings, progress)
         sessions = open_sessions(bundle)
-        decoding = WhisperDecoding(config, *sessions[:2], steps=sessions[2:])
+        decoding = WhisperDecoding(config, *sessions)
         contexts = Contexts.proven_by(bundle.manifest.contexts, config, settings.number("whisper.margin"))
         hearing = WhisperHearing(config, decoding, tokenizer, contexts, HearingOptions())
+        hearing.warm()
+        for session in sessions:
+            session.settle()
+        clock = clock or SystemClock()
         return cls(
             hearing,
+            WhisperPasses(config, *sessions, clock, most=MOST_ROWS),
             clock=clock,
             bias=settings.whole("whisper.bias_tokens"),
             close=lambda: close_all(sessions),
@@ -125,9 +133,10 @@ class WhisperTranscriber:
             partials=request.partials,
             early=request.early,
         )
-        return WhisperStream(self.hearing, self._clock, options)
+        return WhisperStream(self.hearing, self._clock, options, self.passes.drop)
 
     def close(self) -> None:
+        self.passes.close(BackendError("the model was closed", next_step="open another stream"))
         if self._close is not None:
             self._close()
 

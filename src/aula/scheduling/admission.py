@@ -31,6 +31,15 @@ class Quota:
                 raise SettingsError(f"{name} of a quota is {value}", next_step="make it positive, or leave it out")
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What of its rate a tenant has left: `remaining` of `limit` requests, all of them again in `reset_seconds`."""
+
+    limit: int
+    remaining: int
+    reset_seconds: float
+
+
 class _Account:
     """What a tenant has left. Buckets refill as time passes; nothing runs to refill them."""
 
@@ -71,6 +80,14 @@ class Quotas:
         if quota.device_ms_a_minute is not None and account.milliseconds <= 0.0:
             return Refusal(Reason.DEVICE_TIME, (1.0 - account.milliseconds) * 60.0 / quota.device_ms_a_minute)
         return None
+
+    def allowance(self, tenant: str, now: float) -> Allowance | None:
+        """None without a limit of its rate."""
+        quota, account = self._open(tenant, now)
+        if quota.rate is None:
+            return None
+        missing = max(0.0, quota.burst - account.requests)
+        return Allowance(quota.burst, max(0, int(account.requests)), missing / quota.rate)
 
     def enter(self, tenant: str, now: float) -> None:
         _, account = self._open(tenant, now)

@@ -91,9 +91,9 @@ def _fill(
     queue: Queue, tier: TierQueue, key: LaneKey, rung: str, now: float, drop: Callable[[Ticket], None]
 ) -> list[Ticket]:
     """Its own tier first, then others whose work fits the same batch: their places would be empty else."""
-    route, bucket, _ = key
+    route, bucket, below = key
     costs = route.costs
-    most = costs.most(rung, bucket)
+    most = 1 if below < 0 else costs.most(rung, bucket)
     others = [other for other in queue.tiers.values() if other is not tier]
     unit = costs.unit(rung, bucket)
     taken: list[Ticket] = []

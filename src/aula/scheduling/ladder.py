@@ -1,7 +1,8 @@
 """Which rung serves. A breaker per rung: down at once, up slowly.
 
 An open breaker is not asked by students. After a while canaries are sent, one at a time; several good ones in a row
-close it, and one bad one doubles the while. Deadlines missed and a full memory open a breaker only where a lower rung
+close it, and one bad one doubles the while. A process that is gone comes back by itself, and says so: then one
+canary is sent at once, and is enough. Deadlines missed and a full memory open a breaker only where a lower rung
 can serve: a slow answer is better than none. Failures open the last one too, since it gives no answers.
 """
 
@@ -25,6 +26,7 @@ class Cause(StrEnum):
     DEADLINES = "deadlines"
     LOAD = "load"
     HUNG = "hung"
+    PROCESS = "process"
     SWAP = "swap"
     MEMORY = "memory"
     CANARIES = "canaries"
@@ -64,6 +66,7 @@ class _Rung:
         self.wait_s = policy.wait_s
         self.canary_at = math.inf
         self.good_canaries = 0
+        self.wanted_canaries = policy.canaries
         self.pressed = False
 
     def seen(self, *, missed: bool) -> None:
@@ -136,6 +139,16 @@ class Ladder:
         """It did not come back. Three such waits would be two too many."""
         self._open(self._rungs[name], Cause.HUNG)
 
+    def lost(self, name: str) -> None:
+        """The engine's process is gone: whoever asked it now would ask in vain."""
+        self._open(self._rungs[name], Cause.PROCESS)
+
+    def returned(self, name: str) -> None:
+        """The process is there again: try it now, whatever the breaker waits for."""
+        rung = self._rungs[name]
+        if rung.state is Breaker.OPEN and rung.wanted_canaries == 1:
+            rung.canary_at, rung.wait_s = self._clock.now(), self._policy.wait_s
+
     def memory(self, name: str, *, pressed: bool) -> None:
         """The device is nearly full, or no longer; while it is, no canary is sent."""
         rung = self._rungs[name]
@@ -169,7 +182,7 @@ class Ladder:
             return
         rung.good_canaries += 1
         rung.canary_at = now + self._policy.canary_every_s
-        if rung.good_canaries >= self._policy.canaries:
+        if rung.good_canaries >= rung.wanted_canaries:
             rung.state, rung.canary_at = Breaker.CLOSED, math.inf
             rung.wait_s = self._policy.wait_s
             self._tell(name, Breaker.CLOSED, Cause.CANARIES)
@@ -189,6 +202,7 @@ class Ladder:
             return
         rung.state = Breaker.OPEN
         rung.failures = rung.good_canaries = rung.missed = 0
+        rung.wanted_canaries = 1 if cause is Cause.PROCESS else self._policy.canaries
         rung.recent.clear()
         rung.canary_at = self._clock.now() + rung.wait_s
         self._tell(rung.name, Breaker.OPEN, cause)

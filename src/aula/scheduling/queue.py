@@ -14,6 +14,7 @@ from aula.scheduling.routes import Route
 from aula.scheduling.tickets import State, Ticket
 
 LaneKey = tuple[Route, int, int]
+"""`Ticket.lane`"""
 """Route, bucket, and the index of the first rung that may still be tried."""
 
 Runnable = Callable[[Ticket], bool]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aula.core.clock import Clock
-from aula.core.errors import EngineError, InputError
+from aula.core.errors import EngineError, InputError, ProcessLostError
 from aula.scheduling.admission import Quotas
 from aula.scheduling.batching import Batch, next_batch
 from aula.scheduling.prediction import no_rung, predicted_refusal, unit_ms
@@ -64,18 +64,19 @@ class Scheduler:
         on_done: Callable[[Ticket], None] | None = None,
         *,
         is_part: bool = False,
+        alone: bool = False,
     ) -> Ticket:
         """A ticket that ends exactly once; a refused one has ended already. Impossible requests raise InputError.
 
         `deadline` is a moment of the clock; None means whenever. `is_part`: it belongs to a request that was let in
-        (a stream's next chunk), so that it meets neither quota nor prediction again.
+        (a stream's next chunk), so that it meets neither quota nor prediction again. `alone`: it shares no batch.
         """
         if deadline is not None and math.isnan(deadline):
             raise InputError("the deadline is not a number", next_step="give a moment of the clock, or none")
         self.queue.tier(tier)
         now = self._clock.now()
         until = math.inf if deadline is None else deadline
-        ticket = Ticket(route, tenant, tier, route.costs.bucket_of(size), until, now, payload, on_done, is_part)
+        ticket = Ticket(route, tenant, tier, route.costs.bucket_of(size), until, now, payload, on_done, is_part, alone)
         self._counts["submitted"] += 1
         ticket.unit_ms = unit_ms(ticket)
         if not is_part:
@@ -98,6 +99,11 @@ class Scheduler:
         else:
             return False
         return True
+
+    def expire(self, ticket: Ticket) -> None:
+        """Its deadline has passed: one that waits is told now, and not when a worker comes to it."""
+        if ticket.state is State.WAITING:
+            self._drop(ticket)
 
     def finished(
         self,
@@ -285,6 +291,7 @@ class Scheduler:
             again = route.choose(below)
             first_time = ticket.error is None
             ticket.error = error
+            ticket.alone = isinstance(error, ProcessLostError)
             in_time = again and now + route.costs.predict(again, ticket.bucket, 1) / 1e3 <= ticket.deadline
             if not (first_time and in_time):
                 self._end(ticket, State.FAILED)

@@ -58,8 +58,8 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_done", "below", "bucket", "deadline", "error", "finished", "is_part", "payload", "refusal", "route",
-        "rung", "state", "submitted", "tenant", "tier", "unit_ms", "value", "why",
+        "_on_done", "alone", "below", "bucket", "deadline", "error", "finished", "is_part", "payload", "refusal",
+        "route", "rung", "state", "submitted", "tenant", "tier", "unit_ms", "value", "why",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,7 @@ class Ticket:
         payload: Any = None,
         on_done: "Callable[[Ticket], None] | None" = None,
         is_part: bool = False,
+        alone: bool = False,
     ) -> None:
         self.route = route
         self.tenant = tenant
@@ -88,6 +89,8 @@ class Ticket:
         """Its part of a full batch, in device milliseconds: what it adds to the backlog."""
         self.is_part = is_part
         """Of a request that was let in already: it waits its turn and is billed, but meets no quota again."""
+        self.alone = alone
+        """It was in a batch that took its process along: tried again, it shall harm nobody else."""
         self.rung: str | None = None
         self.why = Why.BEST
         self.value: Any = None
@@ -98,8 +101,8 @@ class Ticket:
 
     @property
     def lane(self) -> "tuple[Route, int, int]":
-        """What it can share a batch with."""
-        return (self.route, self.bucket, self.below)
+        """What it can share a batch with; below 0 for what shares none."""
+        return (self.route, self.bucket, ~self.below if self.alone else self.below)
 
     @property
     def late(self) -> bool:

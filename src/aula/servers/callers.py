@@ -1,17 +1,31 @@
 """Who stands at the door, and what he may ask for."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
+from aula.core.clock import Clock
+from aula.core.errors import InputError, NotAllowedError
 from aula.core.types import Context
+
+ANYTHING = "any"
+"""The ability that every caller has: to be told what there is."""
+ABILITIES = ("transcribe", "speak", "embed", "ask", "infer", "teach", "operate", "delegate")
+TIERS = ("question", "caption", "vision", "batch")
+"""The most urgent first."""
+TENANT_HEADER, TIER_HEADER, DEADLINE_HEADER = "x-aula-tenant", "x-aula-tier", "x-aula-deadline-ms"
+DEPARTURES = "aula.departures"
+"""Where a request's scope keeps what is called when it has ended; only whoever serves HTTP puts it there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Whoever a key names. `abilities`: the doors and capabilities that he may use, "*" for all: "transcribe",
-    "speak", "embed", "ask" (the course assistant), "infer" (engines as they are), "teach", "operate"."""
+    "speak", "embed", "ask" (the course assistant), "infer" (engines as they are), "teach", "operate", and
+    "delegate" (to name another tenant by a header)."""
 
     tenant: str = "local"
     tier: str = "question"
@@ -20,10 +34,36 @@ class Caller:
     """The public name of the key, never the secret."""
 
     def may(self, ability: str) -> bool:
-        return "*" in self.abilities or ability in self.abilities
+        return ability == ANYTHING or "*" in self.abilities or ability in self.abilities
 
     def context(self, language: str, deadline: float | None = None) -> Context:
         return Context(language=language, tenant=self.tenant, tier=self.tier, deadline=deadline)
+
+    def at(self, connection: HTTPConnection, ability: str) -> "Caller":
+        """He as the request's headers want him: a tier that is no more urgent than his own, and another tenant where
+        he may. Raises NotAllowedError, and InputError for headers that name nothing."""
+        if not self.may(ability):
+            raise NotAllowedError(
+                f"the key {self.key!r} does not open this door",
+                available=sorted(self.abilities),
+                next_step=f"ask for a key with the ability {ability!r}",
+            )
+        tenant = connection.headers.get(TENANT_HEADER, self.tenant)
+        tier = connection.headers.get(TIER_HEADER, self.tier)
+        if tenant != self.tenant and not self.may("delegate"):
+            raise NotAllowedError(
+                f"the key {self.key!r} is of {self.tenant!r}, and may not speak for others",
+                next_step=f"leave the header {TENANT_HEADER} out",
+            )
+        if tier not in TIERS:
+            raise InputError(f"{TIER_HEADER} is {tier[:40]!r}", available=TIERS, next_step="name one of these")
+        if TIERS.index(tier) < TIERS.index(self.tier):
+            raise NotAllowedError(
+                f"the key {self.key!r} is for {self.tier!r}, and {tier!r} is more urgent",
+                available=TIERS[TIERS.index(self.tier) :],
+                next_step="name one of these",
+            )
+        return self if (tenant, tier) == (self.tenant, self.tier) else replace(self, tenant=tenant, tier=tier)
 
 
 class Doorman(Protocol):
@@ -39,5 +79,37 @@ class Doorman(Protocol):
 class EveryoneIsLocal:
     """No keys: for one machine's own use, on loopback alone."""
 
-    def admit(self, connection: HTTPConnection, ability: str) -> Caller:  # noqa: ARG002
-        return Caller()
+    is_open = True
+
+    def admit(self, connection: HTTPConnection, ability: str) -> Caller:
+        return noted(connection, Caller().at(connection, ability))
+
+
+def deadline_of(connection: HTTPConnection, clock: Clock) -> float | None:
+    """The moment until which the caller waits, from the milliseconds that he names. Raises InputError."""
+    told = connection.headers.get(DEADLINE_HEADER)
+    if told is None:
+        return None
+    try:
+        milliseconds = float(told)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < 1e9:
+        raise InputError(f"{DEADLINE_HEADER} is {told[:40]!r}", next_step="give milliseconds from now, like 500")
+    return clock.now() + milliseconds / 1000
+
+
+def noted(connection: HTTPConnection, caller: Caller) -> Caller:
+    """The caller, remembered for the log: tenant and key's name."""
+    connection.scope["aula.caller"] = caller
+    return caller
+
+
+def when_gone(scope: Mapping[str, Any], call: Callable[[], Awaitable[None] | None]) -> bool:
+    """Call it, and await what it gives, when the request has ended, however it ended; False where nobody tells when
+    that is."""
+    departures = scope.get(DEPARTURES)
+    if departures is None:
+        return False
+    departures.append(call)
+    return True

@@ -4,10 +4,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 from aula.assistant.course import Course
+from aula.assistant.generator import Generator
 from aula.assistant.packs import open_course
 from aula.core.settings import Settings
 from aula.runtime import Runtime
 from aula.servers.callers import Doorman
+from aula.servers.traffic import Traffic
 from aula.servers.turn_log import TurnLog
 
 
@@ -17,6 +19,8 @@ class House:
     settings: Settings
     doorman: Doorman
     turns: TurnLog = field(default_factory=TurnLog)
+    traffic: Traffic = field(default_factory=Traffic)
+    generator: Generator | None = None
     _courses: dict[str, "asyncio.Task[Course]"] = field(default_factory=dict)
 
     async def course(self, name: str | None = None) -> Course:

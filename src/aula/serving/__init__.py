@@ -3,6 +3,7 @@
 places     a rung with its thread, its model and its history
 threads    one thread that runs what it is given, in turn
 tasks      what is run: one kind of work for each call of a capability
+tensors    engines as they are: what may come in, and what may run together
 costs      what a model costs, measured when it is loaded
 rules      what an operator decides
 ways       ladders, routes and costs of a group

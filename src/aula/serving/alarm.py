@@ -29,6 +29,9 @@ class Alarm:
         self._sleeper: asyncio.Task[None] | None = None
         self._sleeps_until = math.inf
 
+    def now(self) -> float:
+        return self._clock.now()
+
     def at(self, moment: float, call: Callable[[], None]) -> Bell:
         bell = Bell(call)
         heapq.heappush(self._bells, (moment, next(self._order), bell))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from aula.core.capabilities import RawEngine
 from aula.core.clock import Clock
 from aula.core.types import Capability, Context, DetectRequest
 from aula.scheduling.costs import LEAST_MS
-from aula.serving.tasks import DETECT, DETECT_CHUNK, EMBED, PROBE_TEXT, TASKS, UNDERSTAND, Task
+from aula.serving.tasks import DETECT, DETECT_CHUNK, EMBED, INFER, PROBE_TEXT, TASKS, UNDERSTAND, Task
+from aula.serving.tensors import size_of
 
 GUESS_MS = 1.0
 """Of the least bucket, until it was measured or run once."""
@@ -36,6 +38,8 @@ def guess(task: Task) -> Measured:
 def measure(capability: Capability, model: Any, language: str, clock: Clock) -> dict[Task, Measured]:
     """By task. Recognisers and voices are not measured here: their first call reads dictionaries and adapts, which
     says nothing about the next. Raises what the model raises."""
+    if capability is Capability.INFER:
+        return {INFER: _measured_engine(model, clock)}
     measured = {task: guess(task) for task in TASKS[capability]}
     with _runs(capability, model, language) as runs:
         for task, run in runs.items():
@@ -65,6 +69,29 @@ def _measured(task: Task, run: Callable[[int, int], None], most: int, clock: Clo
         row[1] = min(row.values())
         table[bucket] = row
     return Measured(table, frozenset(guessed))
+
+
+def _measured_engine(engine: RawEngine, clock: Clock) -> Measured:
+    """At its usual size, one row and as many as it takes; more numbers cost in proportion until they were run once."""
+    usual = engine.example()
+    engine.infer(usual)
+    most = max(1, engine.max_batch)
+    row: dict[int, float] = {}
+    for batch in sorted({1, most}):
+        expected = row.get(1, 0.0) * batch
+        if expected > WORTH_MS:
+            row[batch] = expected
+            continue
+        tensors = engine.example(batch)
+        start = clock.now()
+        engine.infer(tensors)
+        row[batch] = max(LEAST_MS, 1e3 * (clock.now() - start))
+    row[1] = min(row.values())
+    size = size_of(usual)
+    table = {edge: {batch: ms * max(1.0, edge / size) for batch, ms in row.items()} for edge in INFER.buckets}
+    own = min(edge for edge in INFER.buckets if edge >= min(size, max(INFER.buckets)))
+    table[own] = row
+    return Measured(table, frozenset(INFER.buckets) - {own})
 
 
 @contextmanager

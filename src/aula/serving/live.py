@@ -1,5 +1,6 @@
 """Streams. Opening one was let in; every later chunk waits its turn, is billed to its tenant and meets its deadline."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from aula.serving.tasks import (
     SPEAK_CHUNK,
     TRANSCRIBE_CHUNK,
     TRANSCRIBE_COMMIT,
+    TRANSCRIBE_PAUSE,
     Task,
     checked_samples,
 )
@@ -43,7 +45,8 @@ class _Live:
         if self._thread.is_lost or not hasattr(self._stream, "close"):
             return
         try:
-            await self._thread.call(self._stream.close)
+            # A server cancels whoever served a client that went away; the stream must be closed all the same.
+            await asyncio.shield(asyncio.ensure_future(self._thread.call(self._stream.close)))
         except BackendError:
             if not self._thread.is_lost:
                 raise
@@ -58,7 +61,7 @@ class _Live:
             raise RuntimeError("this stream was closed; open a new one")
         if self._thread.is_lost:
             raise BackendError(f"{self.rung} hung, and this stream with it", next_step="open a new stream")
-        route = self._group.ways.route(task, self._place.capability, frozenset({self.rung}), pinned=True)
+        route = self._group.ways.route(task, self._place.ladder, frozenset({self.rung}), pinned=True)
         if self.context.deadline is not None and self._clock.now() >= self.context.deadline:
             raise DeadlineError(
                 "the deadline of the stream has passed", next_step="open a new one, or allow more time"
@@ -73,6 +76,16 @@ class LiveTranscription(_Live):
     async def feed(self, samples: Float32) -> Partial:
         samples = checked_samples(samples)
         partial: Partial = await self._do(TRANSCRIBE_CHUNK, max(1, len(samples)), (self._stream, samples))
+        return partial
+
+    @property
+    def takes_pauses(self) -> bool:
+        """Whether the rung makes use of pauses, and sound may be held back from it while speech pauses."""
+        return hasattr(self._stream, "pause")
+
+    async def pause(self, seconds: float) -> Partial:
+        """Speech has paused for so long. Only where `takes_pauses`."""
+        partial: Partial = await self._do(TRANSCRIBE_PAUSE, 1, (self._stream, seconds))
         return partial
 
     async def commit(self) -> Transcript:

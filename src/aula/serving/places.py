@@ -1,6 +1,7 @@
 """A rung with its thread, its model and its history."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from aula.core.errors import AulaError, EngineError, NoRungError, SettingsError,
 from aula.core.types import Capability, RungInfo
 from aula.serving.costs import Measured, measure
 from aula.serving.memory import resident_bytes
+from aula.serving.records import EngineInfo
 from aula.serving.tasks import Task
 from aula.serving.threads import WorkerThread
 
@@ -18,7 +20,9 @@ class Rung:
     """One way to serve a capability. `load` runs in the thread named `worker`; rungs on one model share both.
 
     `device` (host, gpu0, gpu1 …) is where the model lies, `needs` says how many bytes it takes there. `forget` is
-    called after models were closed or lost: the next `load` must make new ones.
+    called after models were closed or lost: the next `load` must make new ones. `engine` is what an engine that is
+    served as it is takes and gives: rungs of engines of one name stand in one ladder, which is that name's alone.
+    `at_once`: how many streams its model serves pass by pass (`Sharing`); others have their thread for themselves.
     """
 
     info: RungInfo
@@ -27,6 +31,13 @@ class Rung:
     device: str = "host"
     needs: Callable[[], int] | None = None
     forget: Callable[[], None] | None = None
+    engine: EngineInfo | None = None
+    at_once: int = 1
+
+    @property
+    def ladder(self) -> str:
+        capability = self.info.capability
+        return capability if self.engine is None else f"{capability}.{self.engine.name}"
 
 
 class Unloadable(Exception):  # noqa: N818 - it carries the error that is told
@@ -47,6 +58,9 @@ class Place:
         self.unavailable: AulaError | None = None
         self.served = 0
         self.failed = 0
+        self.runs = 0
+        self.run_s = 0.0
+        """Of each request that was in a run, the whole run."""
         self.streams = 0
         """Open on this model."""
         self.running = 0
@@ -70,6 +84,15 @@ class Place:
         return self.rung.info.capability
 
     @property
+    def ladder(self) -> str:
+        return self.rung.ladder
+
+    @property
+    def engine(self) -> EngineInfo | None:
+        """What the model that is loaded says, or else what was said of it."""
+        return getattr(self.model, "info", self.rung.engine)
+
+    @property
     def language(self) -> str:
         """One that it is sure to know."""
         return "en" if self.rung.info.serves("en") else min(self.rung.info.languages)
@@ -84,7 +107,13 @@ class Place:
         before = resident_bytes()
         try:
             model = self.rung.load()
-            measured = measure(self.capability, model, self.language, clock)
+            try:
+                measured = measure(self.capability, model, self.language, clock)
+            except BaseException:
+                if self.rung.forget is None and hasattr(model, "close"):  # else it may be part of a neighbour's
+                    with suppress(Exception):
+                        model.close()
+                raise
         except (SettingsError, StorageError):
             raise
         except AulaError as error:
@@ -115,8 +144,8 @@ class Place:
         self.unavailable = error
 
 
-def no_rung(places: Sequence[Place], capability: Capability, retry_after_s: float | None) -> NoRungError:
+def no_rung(places: Sequence[Place], ladder: str, retry_after_s: float | None) -> NoRungError:
     """The refusal where every rung that could serve is out of order, with the reason of each."""
     reasons = "; ".join(f"{place.name} ({place.unavailable or 'out of order'})" for place in places)
-    error = NoRungError(f"nothing on this machine can {capability} now: {reasons}", next_step="run: aula doctor")
+    error = NoRungError(f"nothing on this machine can {ladder} now: {reasons}", next_step="run: aula doctor")
     return error if retry_after_s is None else error.refused("no_rung", retry_after_s)

@@ -1,10 +1,27 @@
 """What a runtime tells of itself."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aula.core.errors import AulaError
-from aula.core.types import Capability, RungInfo
+from aula.core.types import Capability, RungInfo, TensorSpec
 from aula.scheduling.statistics import SchedulerStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """An engine that is served as it is. `platform` is the backend that runs it, "onnx" where that is chosen when it is
+    built; `version` the digest of what it was made from. `max_batch`: rows of one run, where the first axis of every
+    input and output is the batch; else 1. A free axis is its name in a shape, and `profiles` hold its least and
+    greatest size. A dtype is "" while only loading it would tell."""
+
+    name: str
+    version: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int
+    profiles: tuple[Mapping[str, tuple[int, int]], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +37,18 @@ class RungChanged:
 
 @dataclass(frozen=True, slots=True)
 class RungStatistics:
+    """`engine` is the name of one that is served as it is. `runs` share out `served` requests, and `run_s` counts the
+    whole of a run for each that was in it."""
+
     name: str
     capability: Capability
     served: int
     failed: int
     state: str
     unavailable: str | None
+    engine: str | None = None
+    runs: int = 0
+    run_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

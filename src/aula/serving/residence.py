@@ -8,32 +8,39 @@ from typing import Any
 from aula.core.clock import Clock
 from aula.core.errors import AulaError, DeviceMemoryError
 from aula.core.telemetry import LOADS, Telemetry
-from aula.core.types import Capability
 from aula.serving.budget import Budget
 from aula.serving.costs import Measured
+from aula.serving.hosts import Hosts
 from aula.serving.places import Place, Unloadable
 from aula.serving.tasks import Task
 from aula.serving.threads import WorkerThread
 
-Learn = Callable[[Capability, str, Mapping[Task, Measured]], None]
+Learn = Callable[[str, str, Mapping[Task, Measured]], None]
 
 
 class Residence:
-    """Rungs by capability and name. `learn` hears what a model costs that serves from now on."""
+    """Rungs by ladder and name. `learn` hears what a model costs that serves from now on."""
 
     def __init__(
-        self, places: Sequence[Place], budget: Budget, clock: Clock, telemetry: Telemetry, learn: Learn
+        self,
+        places: Sequence[Place],
+        budget: Budget,
+        clock: Clock,
+        telemetry: Telemetry,
+        learn: Learn,
+        hosts: Hosts,
     ) -> None:
-        self.places = {(place.capability, place.name): place for place in places}
+        self.places = {(place.ladder, place.name): place for place in places}
         self._budget = budget
         self._budget.places += places
         self._clock = clock
         self._telemetry = telemetry
         self._learn = learn
+        self._hosts = hosts
 
     def serves(self, place: Place) -> bool:
         """False where another has its name, or it has not come to it yet."""
-        return self.places.get((place.capability, place.name)) is place
+        return self.places.get((place.ladder, place.name)) is place
 
     def needs_room(self, place: Place) -> bool:
         return self._budget.need(place) > 0
@@ -77,8 +84,9 @@ class Residence:
         place.measured = measured
         place.holds_bytes = self._budget.need(place)
         self._telemetry.add(LOADS, place.capability, place.name, "ok")
+        self._hosts.watch(place, self.places.values)
         if self.serves(place):
-            self._learn(place.capability, place.name, measured)
+            self._learn(place.ladder, place.name, measured)
 
     def not_loaded(self, place: Place, error: AulaError) -> None:
         place.broke(error)
@@ -93,8 +101,8 @@ class Residence:
     def replace(self, old: Place, new: Place) -> None:
         """From now on `new` serves under the rung's name; `old` goes when its last batch and stream have ended."""
         new.is_leaving = False
-        self.places[new.capability, new.name] = new
-        self._learn(new.capability, new.name, new.measured)
+        self.places[new.ladder, new.name] = new
+        self._learn(new.ladder, new.name, new.measured)
         self.let_go(old)
 
     def withdraw(self, new: Place) -> None:

@@ -15,6 +15,9 @@ from aula.scheduling.ladder import Policy
 from aula.scheduling.queue import LEAST_SHARES
 from aula.serving.places import Rung
 
+HOUSE = "aula"
+"""The tenant of the server's own trials, which are let in however strict the rules are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -47,14 +50,14 @@ class Rules:
                 device_ms_a_minute=settings.number("tenants.device_ms") or None,
             ),
             shares=settings.section("tiers"),
-            ladders={one: _names(settings.text(f"ladder.{one}")) for one in Capability},
+            ladders={one: _names(settings.text(f"ladder.{one}")) for one in Capability if one is not Capability.INFER},
             memory={one: 2**20 * settings.whole(f"memory.{one}_mb") for one in ("host", "gpu")},
             strict=settings.flag("tenants.strict"),
         )
 
     def check(self, tenant: str) -> None:
         """Raises InputError for a tenant that is not served."""
-        if self.strict and tenant not in self.quotas:
+        if self.strict and tenant not in self.quotas and tenant != HOUSE:
             raise InputError(
                 f"there is no tenant {tenant!r}", next_step="name it in tenants.file, or set tenants.strict = false"
             )
@@ -77,16 +80,13 @@ class Rules:
 
 
 def groups_of(rungs: Sequence[Rung]) -> list[list[Rung]]:
-    """Rungs that share a worker or a capability belong together, and so does whoever shares with these."""
+    """Rungs that share a worker or a ladder belong together, and so does whoever shares with these."""
     groups: list[set[int]] = []
     for index, rung in enumerate(rungs):
         near: list[set[int]] = []
         far: list[set[int]] = []
         for group in groups:
-            kin = any(
-                rungs[other].worker == rung.worker or rungs[other].info.capability is rung.info.capability
-                for other in group
-            )
+            kin = any(rungs[other].worker == rung.worker or rungs[other].ladder == rung.ladder for other in group)
             (near if kin else far).append(group)
         groups = [*far, {index}.union(*near)]
     return [[rungs[index] for index in sorted(group)] for group in groups]

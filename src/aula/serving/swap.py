@@ -23,7 +23,7 @@ class Swap:
 async def swap(group: Group, rung: Rung, thread: WorkerThread) -> Swap:
     """Raises SettingsError for a rung that is not there, or is being swapped already."""
     capability, name = rung.info.capability, rung.info.name
-    old = group.places.get((capability, name))
+    old = group.places.get((rung.ladder, name))
     if old is None or old.rung.worker != rung.worker:
         raise SettingsError(
             f"no rung {name!r} of {capability} works on {rung.worker!r}",

@@ -1,13 +1,21 @@
 """One kind of work for each call of a capability: how large it is, how it is run, and a try of it that harms nobody."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from aula.core.errors import DeviceLostError, DeviceMemoryError, EngineError, InputError
+from aula.core.capabilities import RawEngine
+from aula.core.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    ProcessAwayError,
+    ProcessLostError,
+)
 from aula.core.types import (
     SPEECH_RATE,
     Capability,
@@ -20,6 +28,7 @@ from aula.core.types import (
     Transcript,
     Understanding,
 )
+from aula.serving.tensors import ELEMENTS, infer
 
 MOST_TEXTS = 8
 """In one batch on a processor: the batch of the encoder's profile `passages`; more gained nothing there."""
@@ -34,19 +43,26 @@ PROBE_TEXT = "What is inertia, and why does a book on a table stay where it is? 
 PROBE_WORDS = ("what is a force", "one two three")
 
 
+Work = Generator[Any, Any, Any]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """`run` gives a value for each payload. `buckets`: greatest size of each, and its guessed cost beside the least."""
+    """`run` gives a value for each payload. `buckets`: greatest size of each, and its guessed cost beside the least.
+    `work`: the same for one payload of a model that is shared pass by pass: the stream, and what it has to do.
+    `is_last`: somebody waits for what a stream comes to."""
 
     name: str
     run: Callable[[Any, Sequence[Any]], Sequence[Any]]
     buckets: Mapping[int, float]
     most: Callable[[Any], int] = lambda _: 1
+    work: Callable[[Any], tuple[Any, Work]] | None = None
+    is_last: bool = False
 
 
 def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
     """A value or an exception for each payload. Where all of them together fail, each is tried alone, so that a bad
-    one harms no other; a device that is gone is not tried again."""
+    one harms no other; a device or a process that is gone is not tried again."""
     try:
         values = list(task.run(model, payloads))
         if len(values) != len(payloads):
@@ -59,7 +75,7 @@ def attempt(task: Task, model: Any, payloads: Sequence[Any]) -> list[Any]:
         failure = error
     if len(payloads) == 1:
         return [failure]
-    if isinstance(failure, DeviceLostError):
+    if isinstance(failure, (DeviceLostError, ProcessAwayError, ProcessLostError)):
         return [failure] * len(payloads)
     return [value for payload in payloads for value in attempt(task, model, (payload,))]
 
@@ -113,6 +129,28 @@ def _hear(_model: Any, payloads: Sequence[tuple[Any, Float32]]) -> list[Any]:
     return [_expect(stream.feed(samples), Partial) for stream, samples in payloads]
 
 
+def _pause(_model: Any, payloads: Sequence[tuple[Any, float]]) -> list[Any]:
+    return [_expect(stream.pause(seconds), Partial) for stream, seconds in payloads]
+
+
+def _hearing(payload: tuple[Any, Float32]) -> tuple[Any, Work]:
+    stream, samples = payload
+    return stream, _expected(stream.feeding(samples), Partial)
+
+
+def _pausing(payload: tuple[Any, float]) -> tuple[Any, Work]:
+    stream, seconds = payload
+    return stream, _expected(stream.pausing(seconds), Partial)
+
+
+def _committing(stream: Any) -> tuple[Any, Work]:
+    return stream, _expected(stream.committing(), Transcript)
+
+
+def _expected(work: Work, kind: type) -> Work:
+    return _expect((yield from work), kind)
+
+
 def _commit(_model: Any, payloads: Sequence[Any]) -> list[Any]:
     return [_expect(stream.commit(), Transcript) for stream in payloads]
 
@@ -137,17 +175,20 @@ UNDERSTAND = Task("understand", _understand, TEXTS, _many_at_once)
 DETECT = Task("detect", _start, ONCE)
 DETECT_CHUNK = Task("detect.chunk", _detect, SOUND)
 TRANSCRIBE = Task("transcribe", _start, ONCE)
-TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND)
-TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE)
+TRANSCRIBE_CHUNK = Task("transcribe.chunk", _hear, SOUND, work=_hearing)
+TRANSCRIBE_PAUSE = Task("transcribe.pause", _pause, ONCE, work=_pausing)
+TRANSCRIBE_COMMIT = Task("transcribe.commit", _commit, ONCE, work=_committing, is_last=True)
 SPEAK = Task("speak", _speak, ONCE)
 SPEAK_CHUNK = Task("speak.chunk", _sound, ONCE)
+INFER = Task("infer", infer, ELEMENTS, lambda model: max(1, model.max_batch))
 
 TASKS: Mapping[Capability, tuple[Task, ...]] = {
     Capability.DETECT: (DETECT, DETECT_CHUNK),
-    Capability.TRANSCRIBE: (TRANSCRIBE, TRANSCRIBE_CHUNK, TRANSCRIBE_COMMIT),
+    Capability.TRANSCRIBE: (TRANSCRIBE, TRANSCRIBE_CHUNK, TRANSCRIBE_PAUSE, TRANSCRIBE_COMMIT),
     Capability.UNDERSTAND: (UNDERSTAND,),
     Capability.EMBED: (EMBED,),
     Capability.SPEAK: (SPEAK, SPEAK_CHUNK),
+    Capability.INFER: (INFER,),
 }
 """The first of each opens what the others go on with."""
 
@@ -174,6 +215,8 @@ def canary(capability: Capability, model: Any, language: str) -> None:
             value = _understand(model, [(PROBE_TEXT, context)])[0]
             if isinstance(value, Exception):
                 raise value
+        case Capability.INFER:
+            _try_engine(model)
         case Capability.SPEAK:
             chunks = model.speak(SpeakRequest("1"), context)
             try:
@@ -188,3 +231,9 @@ def canary(capability: Capability, model: Any, language: str) -> None:
                 (_detect if listens else _hear)(model, [(stream, np.zeros(SPEECH_RATE // 10, np.float32))])
             finally:
                 stream.close()
+
+
+def _try_engine(engine: RawEngine) -> None:
+    made = engine.infer(engine.example())
+    if any(array.dtype.kind == "f" and np.isnan(array).any() for array in made.values()):
+        raise _not_numbers()

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,4 +40,5 @@ def host(gate: Path) -> Iterator[Host]:
             return stack.enter_context(HostedSession(opener, Hosting(**options), clock=clock))
 
         yield opened
+    gc.collect()  # an error that a test kept holds frames, and they the memory
     assert (children(), descriptors(), segments()) == before

@@ -33,7 +33,9 @@ def descriptors() -> list[str]:
 
 
 def segments() -> set[str]:
-    return {entry.name for entry in Path("/dev/shm").iterdir()}
+    """Named shared memory that this process has mapped; what others on the machine keep there is theirs."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return {line.rpartition("/")[2] for line in maps.splitlines() if "/dev/shm/" in line}
 
 
 def ended(pid: int) -> bool:

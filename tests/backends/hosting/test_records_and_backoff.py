@@ -70,4 +70,7 @@ def test_the_operator_s_word() -> None:
         for word in ("never", "gpu", "always")
     }
     assert hosted == {"never": [], "gpu": ["gpu"], "always": ["cpu", "gpu"]}
+    served = hosting_for(Settings(), "gpu")
+    assert served is not None
+    assert served.spare, "what serves comes back soon"
     assert hosting_for(Settings(), "cpu") is None, "an engine on the CPU stays here unless somebody asks"

@@ -9,6 +9,7 @@ standard error, whose last lines the host keeps.
 import contextlib
 import ctypes
 import faulthandler
+import importlib
 import os
 import pickle
 import resource
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from aula.backends.hosting.memory import SharedMemory, lay_out
 from aula.backends.hosting.wire import Failure, Kind, Layout, Loaded, Message, Order, Wire, decode, encode
-from aula.backends.session import Session
+from aula.backends.session import BACKENDS, Session
 from aula.core.errors import DeviceLostError, ProcessLostError
 from aula.core.types import TensorSpec
 
@@ -99,6 +100,9 @@ def main(arguments: list[str]) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST, encoding="ascii")
     wire = Wire(socket.socket(fileno=connection))
     first = wire.receive()
+    if first is not None and first.kind is Kind.PREPARE:
+        importlib.import_module(BACKENDS[decode(first.body, str)].module)
+        first = wire.receive()
     if first is None:
         return
     try:

@@ -15,7 +15,8 @@ from aula.backends.hosting.backoff import Backoff
 from aula.backends.hosting.line import Line
 from aula.backends.hosting.process import EngineProcess
 from aula.backends.hosting.records import HostChange, HostHealth, Hosting, HostState
-from aula.backends.hosting.wire import Failure, Kind, Loaded, decode
+from aula.backends.hosting.wire import Failure, Kind, Loaded, decode, encode
+from aula.backends.session import BACKENDS
 from aula.core.clock import Clock
 from aula.core.errors import AulaError, BackendError, ProcessAwayError, ProcessHungError
 
@@ -23,6 +24,8 @@ _LAST_WORDS_SECONDS = 1.0
 """For a process that has hung up by itself to come to its end, before it is killed."""
 _JOIN_SECONDS = 10.0
 """A killed process ends at once, unless a driver holds it."""
+_SPARE_AFTER_SECONDS = 1.0
+"""An engine that is back should have the processor to itself first."""
 
 
 class Keeper:
@@ -38,6 +41,7 @@ class Keeper:
         self._state, self._since = HostState.STARTING, clock.now()
         self._backoff = Backoff(clock, hosting)
         self._process: EngineProcess | None = None
+        self._spare: EngineProcess | None = None
         self._loaded: Loaded | None = None
         self._refusal: AulaError | None = None
         self._last_death = ""
@@ -140,6 +144,8 @@ class Keeper:
                 self._tell(HostState.STARTING, "it is started anew")
         finally:
             self._closing = True
+            if self._spare is not None:
+                _end(self._spare)
             self._tell(HostState.CLOSED, str(self._refusal or "the session was closed"))
             os.close(self._rope)  # nobody rings once it is closed
             os.close(self._bell)
@@ -147,7 +153,7 @@ class Keeper:
     def _one_life(self) -> str:
         """Start a process, load the engine, and attend to it until it ends; in words, how it ended."""
         try:
-            process = EngineProcess(self._bell)
+            process = self._taken_spare() or EngineProcess(self._bell)
         except AulaError as error:
             self._refuse(error)
             return str(error)
@@ -200,12 +206,35 @@ class Keeper:
         return None
 
     def _attend(self, process: EngineProcess) -> None:
+        spare_at = self._clock.now() + _SPARE_AFTER_SECONDS if self._hosting.spare else None
         while not (process.reason or self._closing):
             owed = process.owed
-            happened = process.watch(None if owed is None else owed - self._clock.now())
+            moments = [moment for moment in (owed, spare_at) if moment is not None]
+            happened = process.watch(min(moments) - self._clock.now() if moments else None)
             self._hear_bell()
-            if not happened and owed is not None and process.owed == owed:
+            if not happened and owed is not None and process.owed == owed and owed == min(moments):
                 self.hung(process)
+            if spare_at is not None and self._clock.now() >= spare_at:
+                spare_at = None
+                self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        """Start the next process now, and let it import what takes longest."""
+        if self._loaded is None or self._loaded.backend not in BACKENDS or self._spare is not None:
+            return
+        with contextlib.suppress(AulaError, OSError):  # without one it takes longer, no more
+            spare = EngineProcess(self._bell)
+            with self._news:
+                self._spare = spare
+                self._news.notify_all()
+            spare.send(Kind.PREPARE, encode(self._loaded.backend))
+
+    def _taken_spare(self) -> EngineProcess | None:
+        spare, self._spare = self._spare, None
+        if spare is None or spare.lives:
+            return spare
+        _end(spare)
+        return None
 
     def hung(self, process: EngineProcess) -> None:
         """It gave no answer within the limit: end it."""
@@ -255,6 +284,12 @@ class Keeper:
         if self.on_change is not None:
             with contextlib.suppress(Exception):  # what a listener does wrong must not keep the engine away
                 self.on_change(change)
+
+
+def _end(spare: EngineProcess) -> None:
+    spare.end("it was a spare")
+    spare.bury(_LAST_WORDS_SECONDS)
+    spare.release()
 
 
 def _closed() -> BackendError:

@@ -149,6 +149,10 @@ class EngineProcess:
         with contextlib.suppress(OSError):
             self.wire.socket.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def lives(self) -> bool:
+        return self._popen.poll() is None
+
     def watch(self, seconds: float | None, *, answers: bool = False) -> bool:
         """Wait until something happens: False where the time was over first. What it says is taken in; `answers`: a
         message of its own counts too."""

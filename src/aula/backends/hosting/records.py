@@ -19,7 +19,8 @@ class Hosting:
     `memory_bytes`: the most address space (RLIMIT_AS), 0 for no limit; CUDA reserves far more than it uses, so give
     none to an engine on a GPU. `close_s`: how long a process may take to end politely.
     A process that dies is started anew at once if it had been whole for `settled_s`; each death sooner than that
-    doubles the wait, from `wait_s` to `longest_wait_s`.
+    doubles the wait, from `wait_s` to `longest_wait_s`. `spare` keeps a second process that has imported the backend
+    and waits: 30 to 60 MB for a quarter of the time without an engine.
     """
 
     hang_s: float = 30.0
@@ -29,6 +30,7 @@ class Hosting:
     settled_s: float = 0.5
     wait_s: float = 0.1
     longest_wait_s: float = 30.0
+    spare: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hang_s", "load_s", "close_s", "wait_s", "longest_wait_s"):
@@ -48,7 +50,7 @@ class Hosting:
 
 def hosting_for(settings: "Settings", device: str) -> Hosting | None:
     """What the operator's setting `isolate` says of engines for a "cpu" or a "gpu"; None: in this process."""
-    return Hosting() if settings.text("isolate") in ("always", device) else None
+    return Hosting(spare=True) if settings.text("isolate") in ("always", device) else None
 
 
 class HostState(StrEnum):

@@ -1,5 +1,6 @@
 """What a host and its engine's process say to each other: a head of fixed size, then a body. Tensors go by memory.
 
+    host  ->  prepare     a backend's name: import it; only to a spare, before its order
     host  ->  order       pickled: who opens the engine, memory limit; once
     child ->  loaded      what the engine takes and gives; or error
     host  ->  run         where the inputs lie, and how large their memory is now
@@ -41,6 +42,7 @@ class Kind(IntEnum):
     PRECISIONS = 4
     TOLD = 5
     ERROR = 6
+    PREPARE = 7
 
 
 @dataclass(frozen=True, slots=True)

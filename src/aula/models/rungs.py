@@ -1,0 +1,38 @@
+"""Every rung this package knows, in the order in which they are tried. Nothing is loaded before it is asked for."""
+
+from aula.core.clock import Clock
+from aula.core.settings import Settings
+from aula.engine.precision import Progress
+from aula.serving.places import Rung
+
+
+def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """What a lesson needs, the embedder's own engine, and the engines that the settings name."""
+    from aula.models import encoder_rungs, espeak, raw_bundles, silero
+
+    return [
+        Rung(silero.INFO, "detect", silero.SileroDetector),
+        *hearing_rungs(settings, clock, report),
+        *encoder_rungs.encoder_rungs(settings, report),
+        *raw_bundles.bundle_rungs(settings),
+        Rung(espeak.INFO, "speak", lambda: espeak.EspeakSpeaker(settings)),
+    ]
+
+
+def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
+    """Every Whisper at hand, the best first, and PocketSphinx."""
+    from aula.models import sphinx, whisper_transcriber
+    from aula.models.whisper import MOST_ROWS
+
+    def whisper(place: whisper_transcriber.Place) -> Rung:
+        return Rung(
+            place.info,
+            "transcribe",
+            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
+            at_once=MOST_ROWS,
+        )
+
+    return [
+        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
+    ]

@@ -1,0 +1,119 @@
+"""uvicorn's HTTP connection, with the patience that it lacks: the head of a request must arrive in time, there are only
+so many connections, and whoever serves a request can cut its connection off."""
+
+import http
+import socket
+import sys
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from aula.servers.house import House
+from aula.serving.alarm import Alarm, Bell
+
+MOST_HEAD = 64 * 1024
+"""Bytes of a head that nobody has read to its end; what is read is judged by `serve.max_header_kb`."""
+
+
+def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> Any:
+    """The class that uvicorn makes one of for each connection: on httptools where that is installed, else on h11."""
+    most = house.settings.whole("serve.max_connections")
+    seconds = house.settings.number("serve.header_seconds")
+
+    class Connection(base):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self._bell: Bell | None = None
+            self._heard = 0
+            # Each request's scope has a copy.
+            self.app_state: dict[str, Any] = {**vars(self)["app_state"], "abort": self._abort}
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            house.traffic.connections = len(self.connections)
+            if len(self.connections) > most:
+                self._end(503, b"Retry-After: 1\r\n", b"too many connections")
+                return
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            self._heard += len(data)
+            super().data_received(data)
+            self._watch()
+            if self._bell is not None and self._heard > MOST_HEAD:
+                self._end(431, b"", b"the head of the request is too large")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._calm()
+            house.traffic.connections = len(self.connections)
+
+        def handle_websocket_upgrade(self, *event: Any) -> None:
+            self._calm()
+            super().handle_websocket_upgrade(*event)
+
+        def on_response_complete(self) -> None:
+            self._heard = 0
+            super().on_response_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            """The bytes are no HTTP. Whoever serves the request that they belong to must not answer it too."""
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            super().send_400_response(msg)
+
+        def _watch(self) -> None:
+            """Between requests uvicorn waits for the next one; once a byte of it came, the rest must follow."""
+            between = self.cycle is None or self.cycle.response_complete
+            if not between or self.transport.is_closing() or self.transport.get_protocol() is not self:
+                self._calm()
+            elif self._bell is None and (self._heard or self.cycle is None):
+                self._bell = alarm.at(alarm.now() + seconds, self._tire)
+
+        def _calm(self) -> None:
+            if self._bell is not None:
+                alarm.take_back(self._bell)
+                self._bell = None
+
+        def _tire(self) -> None:
+            self._bell = None
+            if self._heard:
+                self._end(408, b"", b"the head of the request did not arrive in time")
+            else:
+                self.transport.abort()  # a browser that connected ahead of its needs: nothing to say
+
+        def _end(self, status: int, more: bytes, why: bytes) -> None:
+            phrase = http.HTTPStatus(status).phrase.encode()
+            head = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: text/plain\r\n" % (status, phrase)
+            self.transport.write(head + more + b"Content-Length: %d\r\n\r\n" % len(why) + why)
+            self.transport.close()
+
+        def _abort(self) -> None:
+            self.transport.abort()
+
+    return Connection
+
+
+def listen(host: str, port: int, unread_seconds: float) -> socket.socket:
+    """A listening socket. A peer that answers nothing, or reads nothing, is given up by the kernel itself: also where
+    a WebSocket is in the middle of a message. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            # Connections inherit these.
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * unread_seconds))
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(unread_seconds)))
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        made.bind(address)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made

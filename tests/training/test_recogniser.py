@@ -1,0 +1,184 @@
+"""The training of the recogniser, in miniature: it learns, it streams, and an interruption changes nothing."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("soxr")
+
+from training.recogniser import shards, spelling, tokens, weights  # noqa: E402
+from training.recogniser.augment import Augmenter  # noqa: E402
+from training.recogniser.bank import Bank, frames_of, padded  # noqa: E402
+from training.recogniser.features import BINS, frames, log_mel, mel_filters  # noqa: E402
+from training.recogniser.model import Config, Recogniser  # noqa: E402
+from training.recogniser.train import Training, guided_loss, mixed_loss  # noqa: E402
+
+SMALL: dict[str, Any] = {"blocks": 2, "said_after": (1,), "width": 48, "inner": 96, "channels": 8, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: Any) -> Any:
+    folder = tmp_path_factory.mktemp("tokens")
+    (folder / "t.tsv").write_text("words\tone two three four\nwords\tfive six seven\nwords\tzero oh eight nine\n" * 3)
+    with patch("sys.argv", ["tokens", str(folder / "t.tsv"), str(folder / "tokens.json")]):
+        tokens.main()
+    return tokens.load(folder / "tokens.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Any) -> Any:
+    """Two shards of tones: each digit has a pitch of its own."""
+    rng = np.random.default_rng(3)
+    words = ["one", "two", "three", "four"]
+    for number in range(2):
+        clips, sound = [], []
+        for _ in range(6):
+            said = [words[n] for n in rng.integers(0, 4, 3)]
+            tones = [np.sin(2 * np.pi * (300 + 400 * words.index(w)) * np.arange(6400) / 16000) for w in said]
+            samples = (np.concatenate(tones) * 9000).astype(np.int16)
+            clips.append(shards.Clip(" ".join(said), "espeak", len(samples)))
+            sound.append(samples)
+        shards.write(tmp_path, f"espeak-{number}", clips, sound)
+    return tmp_path
+
+
+def options(**changes: Any) -> Any:
+    plain = {
+        "seed": 5, "config": SMALL, "batch_seconds": 12, "peak": 3e-3, "warm_steps": 5, "steps": 6,
+        "total_minutes": None, "guided_steps": 4, "average": 0.9, "precision": "fp32",
+    }  # fmt: skip
+    return argparse.Namespace(**{**plain, **changes})
+
+
+def new_training(tokenizer: Any, folder: Any, **changes: Any) -> Any:
+    bank = Bank(tokenizer, torch.device("cpu"), 0.1)
+    bank.take_new([folder])
+    return Training(options(**changes), bank, torch.device("cpu"))
+
+
+def run(training: Any, steps: Any) -> Any:
+    for _ in range(steps):
+        training.advance(lambda **figures: None)
+    return training.average.state_dict()
+
+
+def test_an_interruption_changes_nothing(tokenizer: Any, folder: Any, tmp_path: Any) -> None:
+    unbroken = run(new_training(tokenizer, folder), 6)
+    first = new_training(tokenizer, folder)
+    run(first, 3)
+    torch.save(first.state(), tmp_path / "last.pt")
+    second = new_training(tokenizer, folder)
+    second.restore(torch.load(tmp_path / "last.pt", weights_only=False))
+    resumed = run(second, 3)
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert second.finished
+
+
+def test_bfloat16_trains_and_a_step_without_a_finite_gradient_is_left_out(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder, precision="bf16")
+    run(training, 2)
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    with torch.no_grad():
+        training.augmenter._filters *= float("inf")
+    run(training, 1)
+    assert all(torch.equal(before[name], value) for name, value in training.model.state_dict().items())
+
+
+def test_the_loss_falls(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder, steps=60, guided_steps=20)
+    losses = []
+    for _ in range(60):
+        losses.append(float(training._learn(0.0)[0]))
+        training.step += 1
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_frame_depends_on_its_chunk_and_the_past_only() -> None:
+    model = Recogniser(Config(**SMALL)).eval()
+    torch.manual_seed(1)
+    mel = torch.randn(1, 128, BINS)
+    other = mel.clone()
+    other[:, 64:] += 1
+    with torch.no_grad():
+        here, there = model(mel)[-1], model(other)[-1]
+    assert torch.equal(here[:, :16], there[:, :16])
+    assert not torch.allclose(here[:, 16:], there[:, 16:])
+
+
+def test_losses_weigh_all_outputs(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder)
+    batch = training.bank.batch(np.arange(4), None, 0)
+    said = training.model(log_mel(batch.sound, mel_filters()))
+    for loss in (mixed_loss(said, batch), guided_loss(said, batch)):
+        loss.backward(retain_graph=True)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in training.model.says.parameters())
+
+
+def test_exported_weights_are_the_moving_average(tokenizer: Any, folder: Any, tmp_path: Any) -> None:
+    training = new_training(tokenizer, folder)
+    run(training, 2)
+    training.export(tmp_path / "out")
+    loaded = weights.load(tmp_path / "out")
+    for name, value in training.average.state_dict().items():
+        assert torch.allclose(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3), name
+    assert json.loads((tmp_path / "out/config.json").read_text())["step"] == 2
+
+
+def test_spoiling_keeps_the_shape_and_stays_finite() -> None:
+    augmenter = Augmenter(torch.device("cpu"))
+    dice = torch.Generator().manual_seed(1)
+    sound = torch.randn(5, 16000) * 0.1
+    sound[2] = 0
+    spoilt = augmenter.spoilt(sound, 1.0, dice)
+    assert spoilt.shape == sound.shape
+    assert spoilt.isfinite().all()
+    assert spoilt.abs().max() <= 1
+    mel = log_mel(spoilt, augmenter.filters(5, 1.0, dice))
+    assert augmenter.masked(mel, 1.0, dice).isfinite().all()
+
+
+def test_filters_are_those_of_the_shipped_front_end() -> None:
+    from aula.models.whisper_mel import mel_filters as shipped
+
+    np.testing.assert_allclose(mel_filters().numpy().T, shipped(BINS), atol=2e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 15999, 80000])
+def test_batches_are_whole_chunks_and_hold_the_tail(samples: Any) -> None:
+    room = padded(samples)
+    assert frames(room) % 128 == 0
+    assert frames_of(torch.tensor(samples + 2560)) <= frames(room) // 4
+
+
+def test_opus_keeps_every_sample_in_its_place(tmp_path: Any) -> None:
+    tone = (np.sin(np.arange(50000) / 9) * 9000).astype(np.int16)
+    clips = [shards.Clip("one", "espeak", 20000), shards.Clip("two", "espeak", 30000)]
+    file = shards.write(tmp_path, "a", clips, [tone[:20000], tone[20000:]], opus=True)
+    back, flat = shards.read(file)
+    assert back == clips
+    assert np.corrcoef(flat, tone)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("It's 1,205 m!", "it's one thousand two hundred and five m"),
+        ("the 21st of May 1907", "the twenty first of may nineteen oh seven"),
+        ("3.14 is π", None),
+        ("Mr. O'Neil — 50%", "mister o'neil fifty percent"),
+        ("don’t 'quote' me", "don't quote me"),
+    ],
+)
+def test_text_is_read_as_it_is_said(written: Any, read: Any) -> None:
+    assert spelling.said(written) == read
+
+
+def test_kept_files_name_no_machine() -> None:
+    for file in Path("training/recogniser").glob("*.py"):
+        assert "/work/" not in file.read_text()

@@ -1,0 +1,209 @@
+"""All speech of a training, in the memory of the device that trains, and the batches drawn from it.
+
+Sixty hours are 7 GB of int16: they are decoded once, and cut, resampled and spoilt anew for every batch. Workers that
+still synthesise add shards while the training runs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Generator, Tensor
+
+from training.recogniser import schedule, shards
+from training.recogniser.features import HOP, RATE, frames
+from training.recogniser.model import SUBSAMPLING
+
+CHUNKED = 32
+"""Batches are whole multiples of so many output frames long, so that every chunk size divides them."""
+
+TAIL = 0.16
+"""Seconds of near silence after the last word; a stream that ends is fed as much."""
+
+POOL = 24
+"""Batches that are drawn together and sorted by length."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """float32 [B, n] sound; int64 [B, longest] units, and the output frames where each would be said if speech ran
+    evenly; how many output frames and units count, on the CPU."""
+
+    sound: Tensor
+    units: Tensor
+    places: Tensor
+    frame_counts: Tensor
+    unit_counts: Tensor
+
+
+class Bank:
+    def __init__(self, tokenizer: Tokenizer, device: torch.device, hours: float) -> None:
+        self._tokenizer = tokenizer
+        self._device = device
+        self._sound = torch.zeros(int(hours * 3600 * RATE), dtype=torch.int16, device=device)
+        self._used = 0
+        self._seen: set[Path] = set()
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.units: list[list[int]] = []
+        self.middles: list[NDArray[np.float32]] = []
+        self.kinds: dict[str, list[int]] = {}
+
+    @property
+    def hours(self) -> float:
+        return self._used / RATE / 3600
+
+    def take_new(self, folders: Sequence[Path], most: int = 10**9) -> int:
+        """Add shards that were not there before, in the order of their names; how many were."""
+        new = sorted({file for folder in folders for file in folder.glob("*.json")} - self._seen)[:most]
+        return sum(self.take(file) for file in new)
+
+    def take_whole(self, file: Path) -> list[shards.Clip]:
+        """One shard for a report: every clip counts, also one that no alignment fits; the clips in their order."""
+        self.take(file, all_clips=True)
+        return shards.clips(file)
+
+    def take(self, file: Path, *, all_clips: bool = False) -> bool:
+        """One shard; False where the memory put aside is full. Clips too short for their text are left out."""
+        clips, flat = shards.read(file)
+        self._seen.add(file)
+        if self._used + len(flat) > len(self._sound):
+            return False
+        self._sound[self._used : self._used + len(flat)] = torch.from_numpy(flat).to(self._device)
+        place = self._used
+        for clip, encoding in zip(clips, self._tokenizer.encode_batch([clip.text for clip in clips]), strict=True):
+            room = frames(clip.samples) // SUBSAMPLING
+            if all_clips or (encoding.ids and len(encoding.ids) * 1.15 + 1 < room):
+                kind = schedule.KINDS.get(clip.source.partition(":")[0], "other")
+                self.kinds.setdefault(kind, []).append(len(self.starts))
+                self.starts.append(place)
+                self.lengths.append(clip.samples)
+                self.units.append(encoding.ids)
+                self.middles.append(_middles(encoding.tokens))
+            place += clip.samples
+        self._used += len(flat)
+        return True
+
+    def pool(self, seed: int, number: int, progress: float, seconds: float) -> list[NDArray[np.int64]]:
+        """The clips of some batches of about `seconds` each, by the shares that belong to this progress."""
+        rng = np.random.default_rng((seed, number))
+        lengths = np.asarray(self.lengths)
+        longest = schedule.longest_clip(progress) * RATE
+        allowed = {}
+        for kind, share in schedule.shares(progress).items():
+            short = np.asarray(self.kinds.get(kind, []), dtype=np.int64)
+            short = short[lengths[short] <= longest]
+            if len(short):
+                hours = lengths[short].sum() / RATE / 3600
+                allowed[kind] = (short, share * min(1.0, hours / schedule.ENOUGH_HOURS))
+        total = sum(share for _, share in allowed.values())
+        drawn = [
+            # By seconds, not by clips: a kind of short clips is not to vanish in a kind of long ones.
+            rng.choice(short, size=max(1, int(POOL * seconds * share / total / (lengths[short].mean() / RATE))))
+            for short, share in allowed.values()
+        ]
+        order = np.concatenate(drawn)
+        order = order[np.argsort(lengths[order] * rng.uniform(0.95, 1.05, len(order)), kind="stable")]
+        batches, first = [], 0
+        while first < len(order):
+            last = first + 1
+            while last < len(order) and (last + 1 - first) * padded(lengths[order[last]]) <= seconds * RATE:
+                last += 1
+            batches.append(order[first:last])
+            first = last
+        rng.shuffle(batches)
+        return batches
+
+    def batch(self, which: NDArray[np.int64], dice: Generator | None, strength: float) -> Batch:
+        """The clips, each at a pace and pitch of its own where there is a `dice`, after a short silence of its own."""
+        lengths = torch.tensor([self.lengths[clip] for clip in which])
+        starts = torch.tensor([self.starts[clip] for clip in which])
+        pace = torch.ones(len(which))
+        lead = torch.zeros(len(which))
+        if dice is not None:
+            pace += (torch.rand(len(which), generator=dice) * 0.3 - 0.14) * strength
+            lead += torch.rand(len(which), generator=dice) * 0.3 * RATE
+        spoken = (lengths / pace).long()
+        room = padded(int((spoken + lead.long()).max()))
+        device = self._device
+        place = torch.arange(room, device=device)[None] - lead.to(device)[:, None]
+        source = place * pace.to(device)[:, None]
+        inside = (source >= 0) & (source < (lengths.to(device) - 1)[:, None])
+        base = source.clamp(min=0).long().minimum((lengths - 2).clamp_min(0).to(device)[:, None])
+        fraction = (source - base).clamp(0, 1)
+        base += starts.to(device)[:, None]
+        sound = torch.lerp(self._sound[base].float(), self._sound[base + 1].float(), fraction) / 32768
+        ends = spoken + lead.long() + int(TAIL * RATE)
+        counts = (frames_of(ends) + 7) // 8 * 8  # a stream's last chunk is filled up with silence
+        longest = max(len(self.units[clip]) for clip in which)
+        units = np.zeros((len(which), longest), np.int64)
+        middles = np.zeros((len(which), longest), np.float32)
+        for row, clip in enumerate(which):
+            units[row, : len(self.units[clip])] = self.units[clip]
+            middles[row, : len(self.units[clip])] = self.middles[clip]
+        places = (lead[:, None] + torch.from_numpy(middles) * spoken[:, None]) / (HOP * SUBSAMPLING)
+        return Batch(
+            sound * inside,
+            torch.from_numpy(units).to(device),
+            places.long().to(device),
+            counts.clamp_max(frames(room) // SUBSAMPLING),
+            torch.tensor([len(self.units[clip]) for clip in which]),
+        )
+
+
+def _middles(pieces: Sequence[str]) -> NDArray[np.float32]:
+    """Where in its text the middle of each piece stands, from 0 to 1."""
+    sizes = np.array([len(piece) for piece in pieces], np.float32)
+    return ((np.cumsum(sizes) - sizes / 2) / max(1.0, float(sizes.sum()))).astype(np.float32)
+
+
+def frames_of(samples: Tensor) -> Tensor:
+    return ((samples - RATE * 25 // 1000) // HOP + 1) // SUBSAMPLING
+
+
+def padded(samples: int) -> int:
+    """Samples of a batch whose longest clip has so many: the tail, then whole multiples of CHUNKED output frames."""
+    step = CHUNKED * SUBSAMPLING * HOP
+    overhang = RATE * 25 // 1000 - HOP
+    return -(-(int(samples) + int(TAIL * RATE) - overhang) // step) * step + overhang
+
+
+class Draws:
+    """An endless row of batches that can be stopped and taken up again."""
+
+    def __init__(self, bank: Bank, seed: int, seconds: float) -> None:
+        self._bank, self._seed, self._seconds = bank, seed, seconds
+        self._number = 0
+        self._left: list[NDArray[np.int64]] = []
+
+    def next(self, progress: float) -> NDArray[np.int64]:
+        if not self._left:
+            self._left = self._bank.pool(self._seed, self._number, progress, self._seconds)
+            self._number += 1
+        return self._left.pop()
+
+    def state(self) -> dict[str, Any]:
+        return {"number": self._number, "left": self._left}
+
+    def restore(self, state: dict[str, Any], clips: int) -> None:
+        """Batches that name clips which are not there (a bank that is filled anew may be smaller) are drawn again."""
+        self._number = state["number"]
+        self._left = [batch for batch in state["left"] if batch.max() < clips]
+
+
+def in_order(bank: Bank, which: NDArray[np.int64], seconds: float) -> Iterator[NDArray[np.int64]]:
+    """Batches for evaluation, the shortest clips first."""
+    lengths = np.asarray(bank.lengths)
+    order = which[np.argsort(lengths[which], kind="stable")]
+    first = 0
+    while first < len(order):
+        last = first + 1
+        while last < len(order) and (last + 1 - first) * padded(lengths[order[last]]) <= seconds * RATE:
+            last += 1
+        yield order[first:last]
+        first = last

@@ -1,0 +1,61 @@
+"""Everything that changes as training goes on, as functions of progress from 0 to 1."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Progress is counted in steps, or in seconds of training where how fast the machine is is not known before."""
+
+    peak: float
+    warm_steps: int
+    steps: int | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError(
+                "how long to train is said in steps or in minutes: give --steps or --total-minutes, one of them"
+            )
+
+    def progress(self, step: int, seconds: float) -> float:
+        done = step / self.steps if self.steps else seconds / (self.seconds or 1)
+        return min(1.0, done)
+
+    def rate(self, step: int, progress: float) -> float:
+        """Linear warm-up, then half a cosine to a fiftieth of the peak."""
+        warm = min(1.0, (step + 1) / self.warm_steps)
+        return self.peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def guidance(step: int, steps: int) -> float:
+    """How much of the loss is a guess at where the units are said: most at first, nothing after so many steps."""
+    return 0.8 * max(0.0, 1 - step / steps) if steps else 0.0
+
+
+def longest_clip(progress: float) -> float:
+    """Seconds: CTC finds its alignments on short clips first."""
+    return 3.0 + min(1.0, progress / 0.12) * 9.0
+
+
+def strength(progress: float) -> float:
+    """How much clips are spoilt, from 0 to 1: clean at first."""
+    return min(1.0, max(0.0, (progress - 0.03) / 0.15))
+
+
+def shares(progress: float) -> dict[str, float]:
+    """How much of a batch each kind of speech is: clear synthetic voices first, people more and more."""
+    people = 0.06 + 0.20 * min(1.0, max(0.0, (progress - 0.05) / 0.45))
+    recorded = 0.42 - 0.04 * progress
+    return {"people": people, "recorded": recorded, "formant": 1 - people - recorded}
+
+
+ENOUGH_HOURS = 1.5
+"""A kind of which less is there gets a smaller share, so that a few clips are not heard over and over."""
+
+KINDS = {
+    "speechocean762": "people", "fsdd": "people", "librivox": "people", "flite": "recorded",
+    "rhvoice": "recorded", "pico": "recorded", "festival": "recorded", "espeak": "formant",
+}  # fmt: skip
+"""Of which kind a clip is, by the part of its source before the colon."""
