@@ -32,6 +32,7 @@ COMPUTED = {
     "nav": {"student", "teacher", "operator", "pages"},
     "tile": set(),
     "event": {"open", "closed", "override", "release"},
+    "invite": {"minutes_60", "minutes_120", "minutes_480"},
     "operator": {"time", "clock_short", "class", "stages", "first_sound"},
     "teacher": {"since_15", "since_60", "since_all", "speaks_course", "speaks_en", "speaks_zh", "speaks_und"},
 }

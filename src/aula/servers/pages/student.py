@@ -13,6 +13,7 @@ from aula.assistant.course import Course, CourseInfo
 from aula.assistant.documents import COURSE_FILE
 from aula.assistant.packs import bundled_packs, open_library
 from aula.core.errors import InputError
+from aula.servers.guests import Guests
 from aula.servers.house import House
 from aula.servers.pages.answers import admit_any, answer
 
@@ -37,6 +38,7 @@ class Student:
                 "abilities": [ability for ability in ABILITIES if caller.may(ability)],
                 "course": self._house.settings.text("course"),
                 "courses": courses,
+                "invites": isinstance(self._house.doorman, Guests) and not self._house.doorman.is_open,
                 "longest": self._house.settings.whole("question.max_characters"),
             }
         )

@@ -1,5 +1,6 @@
 // How a page speaks with its server: requests, event streams and sockets, each with the key where there is one.
-// The key stays in this tab (sessionStorage) and is gone when the tab is closed.
+// The key, or the code of a class, stays in this tab (sessionStorage) and is gone when the tab is closed. A link may
+// bring it behind "#", which no browser sends to a server: it is taken from there and leaves the address bar.
 
 import { find, ICONS, icon, make } from "./dom.js";
 import { knows, say, translate } from "./words.js";
@@ -8,6 +9,23 @@ const KEY = "aula.key";
 const KEY_PROTOCOL = "openai-insecure-api-key.";
 
 export const key = () => sessionStorage.getItem(KEY);
+
+function keep(secret) {
+  sessionStorage.setItem(KEY, secret.replace(/\s+/g, ""));
+}
+
+/** Whether the address brought one. */
+function takeFromAddress() {
+  const told = new URLSearchParams(location.hash.slice(1));
+  const secret = told.get("code") ?? told.get("key");
+  if (!secret) return false;
+  keep(secret);
+  history.replaceState(null, "", location.pathname + location.search);
+  return true;
+}
+
+takeFromAddress();
+addEventListener("hashchange", () => { if (takeFromAddress()) location.reload(); });
 
 export class DoorError extends Error {
   constructor(status, told = {}) {
@@ -45,10 +63,10 @@ async function reached(path, options) {
 }
 
 /** JSON from the server; with `body`, JSON to it. */
-export async function ask(path, body) {
+export async function ask(path, body, method = body === undefined ? "GET" : "POST") {
   const options = body === undefined
-    ? { headers: headers() }
-    : { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body) };
+    ? { method, headers: headers() }
+    : { method, headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body) };
   return (await reached(path, options)).json();
 }
 
@@ -126,7 +144,7 @@ function gate(error) {
     find("gate")?.remove();
     const field = make("input", {
       class: "field", id: "key", type: "password", required: true, autocomplete: "off", spellcheck: "false",
-      placeholder: "sk-aula-…", "aria-describedby": error ? "gate-error gate-note" : "gate-note", "aria-invalid": error ? "true" : null,
+autocapitalize: "none", "aria-describedby": error ? "gate-error gate-note" : "gate-note", "aria-invalid": error ? "true" : null,
     });
     const eye = make("button", {
       type: "button", class: "icon", "aria-pressed": "false", "data-t-label": "gate.show",
@@ -139,7 +157,7 @@ function gate(error) {
       class: "card",
       onsubmit: (event) => {
         event.preventDefault();
-        sessionStorage.setItem(KEY, field.value.trim());
+        keep(field.value);
         view.remove();
         resolve();
       },

@@ -17,6 +17,7 @@ export class Realtime extends EventTarget {
     this.state = "closed";
     this.failures = 0;
     this.response = null; // the id of the response that goes on
+    this.wasOpen = false; // when it broke
   }
 
   /** Resolves when questions can be asked. */
@@ -46,6 +47,7 @@ export class Realtime extends EventTarget {
         reject(new Error("closed"));
         if (this.line !== line) return;
         this.line = this.response = null;
+        this.wasOpen = this.state === "open";
         this.set("closed");
         this.again();
       };

@@ -23,6 +23,12 @@ export async function begin(...tools) {
   return me;
 }
 
+/** The key that was brought holds no longer: ask for another, and go on where we were. */
+export async function readmit() {
+  navigation(await enter());
+  find("page").hidden = false;
+}
+
 function header(tools) {
   const here = document.body.dataset.page;
   const tongue = make("button", { type: "button", class: "icon", id: "language", onclick: () => choose(language() === "en" ? "zh" : "en") });

@@ -1,8 +1,9 @@
 // The student's page: hold and ask, or type; hear and read the answer; open what it cites.
 
 import { find, make, remember, remembered } from "./dom.js";
+import { ask as request, explained } from "./door.js";
 import { Realtime, RATE } from "./realtime.js";
-import { begin, courseChoice, notice } from "./shell.js";
+import { begin, courseChoice, notice, readmit } from "./shell.js";
 import { fromBase64, Loudspeaker, Microphone, toBase64 } from "./sound.js";
 import { Turn } from "./turn.js";
 import { say } from "./words.js";
@@ -312,10 +313,31 @@ function failed(error) {
   if (state !== "off") become("idle");
 }
 
-function lost() {
+async function lost() {
+  const broken = line;
   if (current && !current.isDone) failed({ code: "" });
-  if (line.failures < 1) return;
-  tell(notice(say("line.lost"), { bad: true, words: say("retrying"), id: "lost", action: say("again"), onaction: () => line.open() }));
+  if (broken.wasOpen) return; // it comes back by itself; what is told is that it does not
+  const why = await whyRefused();
+  if (line !== broken || broken.state !== "closed") return;
+  if (why.status === 401 || why.status === 403) {
+    broken.close();
+    await readmit();
+    connect();
+    return;
+  }
+  const words = `${explained(why).title} ${say("retrying")}`;
+  tell(notice(say("line.lost"), { bad: true, words, id: "lost", action: say("again"), onaction: () => broken.open() }));
+}
+
+/** A browser's script cannot read why a WebSocket was refused, so that the server is asked by another way: a key that
+ * holds, at a server that answers, was refused because too many are connected. */
+async function whyRefused() {
+  try {
+    await request("/pages/me?for=ask");
+  } catch (error) {
+    return error;
+  }
+  return { kind: "OverloadError" };
 }
 
 // Courses

@@ -3,6 +3,7 @@
 import { Captions } from "./captions.js";
 import { find, make, remember, remembered, whenReleased } from "./dom.js";
 import { explained, watch } from "./door.js";
+import { wireInviting } from "./inviting.js";
 import { drawQuestions } from "./questions.js";
 import { begin, courseChoice, notice } from "./shell.js";
 import { clockTime, duration, say } from "./words.js";
@@ -194,3 +195,4 @@ offer();
 drawState();
 resize(0);
 listen();
+if (me.invites) wireInviting();
