@@ -25,7 +25,8 @@ class Student:
         self._house = house
 
     async def me(self, request: Request) -> Response:
-        """Who the key names, which pages are for him, and the courses. `for` is the ability that the page needs."""
+        """Who the key names, which pages are for him, and the courses. `for` is the ability that the page needs;
+        `ready`: engines and the usual course are loaded."""
         wanted = request.query_params.get("for", "ask")
         if wanted not in ABILITIES:
             raise InputError(f"no page is for {wanted[:40]!r}", available=ABILITIES, next_step="name one of these")
@@ -38,6 +39,7 @@ class Student:
                 "abilities": [ability for ability in ABILITIES if caller.may(ability)],
                 "course": self._house.settings.text("course"),
                 "courses": courses,
+                "ready": self._house.traffic.is_warm,
                 "invites": isinstance(self._house.doorman, Guests) and not self._house.doorman.is_open,
                 "longest": self._house.settings.whole("question.max_characters"),
             }

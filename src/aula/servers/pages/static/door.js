@@ -168,7 +168,8 @@ autocapitalize: "none", "aria-describedby": error ? "gate-error gate-note" : "ga
     make("label", { for: "key", "data-t": "gate.key" }),
     make("div", { class: "with" }, field, eye),
     make("button", { class: "button main", "data-t": "gate.open" }),
-    make("p", { class: "quiet", id: "gate-note", "data-t": "gate.note" }));
+    make("p", { class: "quiet", id: "gate-note", "data-t": "gate.note" }),
+    error?.status === 403 ? make("a", { href: "/", "data-t": "gate.student" }) : null);
     const view = make("main", { class: "gate", id: "gate" }, form);
     translate(view);
     document.querySelector(".top").after(view);

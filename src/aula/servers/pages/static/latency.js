@@ -5,6 +5,7 @@ import { clockTime, duration, number, say } from "./words.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
 const LINES = ["p50", "p95", "p99"];
+const LEAST_MINUTES = 15; // drawn, however lately the first turn was
 const PROMISES = [100, 200]; // milliseconds: clock A's median and P95
 
 let plot = null;
@@ -30,6 +31,8 @@ export function drawPercentiles(place, all) {
 
 /** `minutes`: [unix time, {count, p50, p95, p99} or null], the oldest first. `look` changes when the colours do. */
 export function drawLatency(place, minutes, look) {
+  const began = minutes.findIndex(([, one]) => one);
+  minutes = minutes.slice(Math.max(0, Math.min(began - 1, minutes.length - LEAST_MINUTES)));
   const data = [minutes.map(([at]) => at), ...LINES.map((name) => minutes.map(([, one]) => one?.[name] ?? null))];
   const told = minutes.filter(([, one]) => one);
   place.setAttribute("aria-label", told.length ? say("operator.chart", { n: told.length }) : say("operator.no_turns"));

@@ -83,6 +83,7 @@ function drawTiles() {
 }
 
 function drawClocks(known) {
+  find("clocks").hidden = known.length < 2;
   const focused = document.activeElement?.dataset?.clock;
   find("clocks").replaceChildren(...known.map((one) => make("button", {
     type: "button", "data-clock": one, "aria-pressed": String(one === clock), onclick: () => { clock = one; draw(); },
@@ -95,7 +96,7 @@ const nothing = (key) => make("p", { class: "empty" }, say(key));
 
 function drawMemory() {
   const rows = state.memory.map((one) => {
-    const loaded = one.loaded.filter(([, size]) => size > 0).map(([name, size]) => `${name} ${bytes(size)}`).join(" · ");
+    const loaded = one.loaded.filter(([, size]) => size >= 2 ** 19).map(([name, size]) => `${name} ${bytes(size)}`).join(" · ");
     const words = one.used === null ? say("operator.unknown") : one.limit === null ? bytes(one.used) : say("operator.of", { used: bytes(one.used), limit: bytes(one.limit) });
     const part = one.used !== null && one.limit ? one.used / one.limit : 0;
     return measure(knows(`device.${one.device}`) ? say(`device.${one.device}`) : one.device, words, part, loaded, part > 0.9 ? "live" : "board");

@@ -31,14 +31,26 @@ export function drawQuestions(place, board, isFirst) {
 
 const idOf = (topic) => [topic.course, topic.document, topic.title].join("\n");
 
+/** The same words, asked again, are one line with their number. */
+function together(questions) {
+  const found = new Map();
+  for (const one of questions) {
+    const before = found.get(one.text);
+    if (before) before.times += 1;
+    else found.set(one.text, { ...one, times: 1 });
+  }
+  return [...found.values()];
+}
+
 function card(topic, isOpen, isFirst) {
   const id = idOf(topic);
   const isNew = !isFirst && (counts.get(id) ?? 0) < topic.count;
   const all = opened.has(id);
-  const shown = topic.questions.slice(0, all ? undefined : FEW);
-  const isAlone = topic.count === 1 && topic.questions[0].text === topic.title;
+  const asked = together(topic.questions);
+  const shown = asked.slice(0, all ? undefined : FEW);
+  const isAlone = asked.length === 1 && asked[0].text === topic.title;
   const list = isAlone ? make("p", { class: "path figures" }, clockTime(topic.latest)) : make("ul", {}, ...shown.map((question) => make("li", { lang: question.language },
-    make("span", {}, question.text), make("span", { class: "when figures" }, clockTime(question.moment)))));
+    make("span", {}, question.text, question.times > 1 ? make("span", { class: "times figures" }, ` ×${question.times}`) : null), make("span", { class: "when figures" }, clockTime(question.moment)))));
   const more = make("div", { class: "more" });
   const view = make("article", { class: `card topic${isOpen ? " open-question" : ""}${isNew ? " fresh" : ""}` },
     make("div", { class: "head" },
@@ -46,12 +58,12 @@ function card(topic, isOpen, isFirst) {
       make("span", { class: "count figures", title: say("teacher.count", { n: topic.count }) }, make("span", { "aria-hidden": "true" }, String(topic.count)),
         make("span", { class: "unseen" }, say("teacher.count", { n: topic.count })))),
     list, more);
-  if (topic.questions.length > FEW) {
+  if (asked.length > FEW) {
     more.append(make("button", { type: "button", "data-topic": id, "aria-expanded": String(all), onclick: (event) => {
       if (all) opened.delete(id);
       else opened.add(id);
       event.target.dispatchEvent(new CustomEvent("redraw", { bubbles: true }));
-    } }, all ? say("teacher.fewer") : say("teacher.more", { n: topic.questions.length - FEW })));
+    } }, all ? say("teacher.fewer") : say("teacher.more", { n: asked.length - FEW })));
   }
   if (topic.passage) {
     more.append(make("button", { type: "button", "data-topic": `${id}\npassage`, "aria-haspopup": "dialog", onclick: () => openPassage(topic.course, topic.document, topic.passage) }, say("teacher.passage")));

@@ -76,7 +76,7 @@ function navigation(me) {
 /** A choice among courses, empty still. */
 export function courseChoice(id) {
   const select = make("select", { id, "data-t-label": "course" });
-  return make("span", { class: "choice" }, select);
+  return make("span", { class: "choice", hidden: true }, select);
 }
 
 /** A short message in the page, with what can be done about it. */

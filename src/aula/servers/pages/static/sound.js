@@ -33,8 +33,9 @@ export class Microphone {
     if (this.isOpen) return;
     if (!Microphone.possible) throw new NoMicrophone(window.isSecureContext ? "absent" : "insecure");
     try {
+      // A browser's noise suppression is made for ears: what it takes out of words, a recogniser misses.
       this.stream = await navigator.mediaDevices.getUserMedia({
-        audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+        audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
       });
     } catch (error) {
       throw new NoMicrophone(WHY[error.name] ?? "busy");

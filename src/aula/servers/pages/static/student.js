@@ -182,7 +182,7 @@ function drop(turn) {
 
 function noMicrophone(why) {
   const action = why === "denied" || why === "busy" ? say("again") : null;
-  complain(`microphone.${why}`, { words: say("microphone.type"), action, onaction: () => { tell(); become("idle"); hold.focus(); } });
+  complain(`microphone.${why}`, { words: say(why === "denied" ? "microphone.allow" : "microphone.type"), action, onaction: () => { tell(); become("idle"); hold.focus(); } });
   if (why === "absent" || why === "insecure") become("off");
   find("question").focus();
 }
@@ -325,15 +325,22 @@ async function lost() {
     connect();
     return;
   }
-  const words = `${explained(why).title} ${say("retrying")}`;
-  tell(notice(say("line.lost"), { bad: true, words, id: "lost", action: say("again"), onaction: () => broken.open() }));
+  if (why.kind === "Warming") warming();
+  else {
+    const action = { action: say("again"), onaction: () => broken.open() };
+    tell(notice(explained(why).title, { bad: true, words: say("retrying"), id: "lost", ...action }));
+  }
+}
+
+function warming() {
+  tell(notice(say("line.warming"), { words: say("line.warming_words"), id: "lost" }));
 }
 
 /** A browser's script cannot read why a WebSocket was refused, so that the server is asked by another way: a key that
  * holds, at a server that answers, was refused because too many are connected. */
 async function whyRefused() {
   try {
-    await request("/pages/me?for=ask");
+    if (!(await request("/pages/me?for=ask")).ready) return { kind: "Warming" };
   } catch (error) {
     return error;
   }
@@ -434,4 +441,10 @@ if (!Microphone.possible) {
   become("off");
   find("hint").textContent = say(window.isSecureContext ? "microphone.absent" : "microphone.insecure");
 }
+if (!me.ready) warming();
+navigator.mediaDevices?.addEventListener("devicechange", () => {
+  if (state !== "off") return;
+  tell();
+  become("idle");
+});
 connect();

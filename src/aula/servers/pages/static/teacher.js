@@ -180,6 +180,7 @@ function offer() {
   options(find("since"), SINCE, (minutes) => say(`teacher.since_${minutes || "all"}`), since);
   options(find("spoken"), SPOKEN, (language) => say(`teacher.speaks_${language}`), spoken);
   courseSelect.setAttribute("aria-label", say("course"));
+  chooser.hidden = me.courses.length < 2;
 }
 
 document.addEventListener("words", () => {

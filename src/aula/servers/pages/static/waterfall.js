@@ -29,7 +29,8 @@ export function scaleOf(rows) {
   const starts = rows.flatMap((row) => row.map(([, start]) => start));
   const ends = rows.map((row) => Math.max(0, ...row.map(([, start, length]) => start + length))).sort((a, b) => a - b);
   const usual = ends[Math.floor(0.85 * (ends.length - 1))] ?? 0;
-  return { from: Math.min(0, ...starts.map((start) => Math.max(start, -0.5 * Math.max(usual, 60)))), to: Math.max(60, 1.25 * usual) };
+  const most = ends.at(-1) ?? 0;
+  return { from: Math.min(0, ...starts.map((start) => Math.max(start, -0.5 * Math.max(usual, 60)))), to: Math.max(60, most <= 2 * usual ? 1.02 * most : 1.25 * usual) };
 }
 
 export function drawLegend(place) {

@@ -20,6 +20,7 @@ export default {
   "gate.open": "Come in",
   "gate.show": "Show what was typed",
   "gate.note": "It stays in this tab and is forgotten when you close it.",
+  "gate.student": "To the student's page",
   "gate.leave": "Leave",
 
   "error.Unreachable": "The server cannot be reached.",
@@ -36,7 +37,8 @@ export default {
   "error.Unknown": "Something went wrong on the server.",
 
   "line.closed": "The line to the server could not be opened.",
-  "line.lost": "The line to the server is broken.",
+  "line.warming": "The server is getting ready.",
+  "line.warming_words": "It reads the course and wakes its engines. You can ask in a moment.",
   "passage.gone": "This passage cannot be opened.",
 
   "privacy.student": "You are heard only while you hold the button. What you ask stays in this server's memory, for your teacher to see, and is gone when it restarts; sound is not kept.",
@@ -83,7 +85,8 @@ export default {
   "microphone.absent": "No microphone was found.",
   "microphone.busy": "The microphone could not be opened; perhaps another program has it.",
   "microphone.insecure": "Browsers give a microphone only to https pages, or on the server's own machine.",
-  "microphone.type": "Allow it in the browser's address bar, or type your question below.",
+  "microphone.allow": "Allow it in the browser's address bar, or type your question below.",
+  "microphone.type": "You can type your question below.",
 
   "fail.language": "Nothing on this server understands this language when it is spoken. Type your question.",
   "fail.nothing_heard": "No words could be made out. Say it again, close to the microphone.",
@@ -138,7 +141,7 @@ export default {
   "microphone.ready": "The microphone is ready. Hold the button and ask.",
 
   "invite.open": "Invite the class",
-  "invite.title": "The class comes in with this code",
+  "invite.title": "Let the class in",
   "invite.at": "Open this address",
   "invite.code": "and type this code",
   "invite.until": "It holds until {time}, and opens the student's page alone.",
@@ -148,7 +151,6 @@ export default {
   "invite.minutes_120": "Two hours",
   "invite.minutes_480": "A school day",
   "invite.make": "Show a code",
-  "invite.again": "Another code",
   "invite.end": "End it now",
   "invite.copy": "Copy the link",
   "invite.copied": "Copied",

@@ -20,6 +20,7 @@ export default {
   "gate.open": "进入",
   "gate.show": "显示输入的内容",
   "gate.note": "它只留在这个标签页里，关闭后即被忘记。",
+  "gate.student": "去学生页面",
   "gate.leave": "离开",
 
   "error.Unreachable": "连接不上服务器。",
@@ -36,7 +37,8 @@ export default {
   "error.Unknown": "服务器出了点问题。",
 
   "line.closed": "无法与服务器接通。",
-  "line.lost": "与服务器的连接断了。",
+  "line.warming": "服务器正在准备。",
+  "line.warming_words": "它正在读取课程、启动引擎，稍等片刻就可以提问。",
   "passage.gone": "这段原文打不开。",
 
   "privacy.student": "只有按住按钮时才会听你说话。你的问题只留在服务器内存里，供老师查看，服务器重启后即消失；声音不会保存。",
@@ -83,7 +85,8 @@ export default {
   "microphone.absent": "没有找到麦克风。",
   "microphone.busy": "麦克风打不开，也许被别的程序占用了。",
   "microphone.insecure": "浏览器只允许 https 页面或服务器本机使用麦克风。",
-  "microphone.type": "请在浏览器地址栏里允许使用麦克风，或者在下面打字提问。",
+  "microphone.allow": "请在浏览器地址栏里允许使用麦克风，或者在下面打字提问。",
+  "microphone.type": "可以在下面打字提问。",
   "microphone.ready": "麦克风准备好了。请按住按钮提问。",
 
   "fail.language": "这台服务器听不懂用这种语言说的话。请打字提问。",
@@ -137,7 +140,7 @@ export default {
   "teacher.feed_lost": "暂时收不到新的问题。",
 
   "invite.open": "邀请全班",
-  "invite.title": "全班凭课堂码进入",
+  "invite.title": "让全班进来",
   "invite.at": "打开这个地址",
   "invite.code": "然后输入课堂码",
   "invite.until": "{time}之前有效，只能打开学生页面。",
@@ -147,7 +150,6 @@ export default {
   "invite.minutes_120": "两小时",
   "invite.minutes_480": "一个上学日",
   "invite.make": "显示课堂码",
-  "invite.again": "换一个",
   "invite.end": "立即停用",
   "invite.copy": "复制链接",
   "invite.copied": "已复制",
