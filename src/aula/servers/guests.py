@@ -8,6 +8,7 @@ it was made with, and lives in memory alone.
 
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
@@ -15,7 +16,7 @@ from time import time
 from starlette.requests import HTTPConnection
 
 from aula.core.clock import Clock
-from aula.core.errors import InputError, KeyRefusedError, NotAllowedError
+from aula.core.errors import InputError, KeyRefusedError, NotAllowedError, OverloadError
 from aula.scheduling.admission import Quota, Quotas
 from aula.servers.callers import Caller, Doorman, noted, when_gone
 from aula.servers.keys import secret_of
@@ -57,6 +58,8 @@ class Guests:
         self._wall = wall
         self._kept: dict[bytes, _Kept] = {}
         self._quotas = Quotas(usual=QUOTA)
+        self.refused: Counter[str] = Counter()
+        """How many came beyond a key's quota or a code's, by the reason: nothing behind the doors hears of them."""
 
     @property
     def is_open(self) -> bool:
@@ -64,11 +67,19 @@ class Guests:
         return bool(getattr(self._doorman, "is_open", False))
 
     def admit(self, connection: HTTPConnection, ability: str) -> Caller:
+        try:
+            return self._admitted(connection, ability)
+        except OverloadError as error:
+            self.refused[str(error.reason)] += 1
+            raise
+
+    def _admitted(self, connection: HTTPConnection, ability: str) -> Caller:
         code = _code_of(secret_of(connection))
         if code is None or self.is_open:
             return self._doorman.admit(connection, ability)
         kept = self._find(code)
-        guest = noted(connection, Caller(kept.host.tenant, kept.host.tier, frozenset({"ask"}), f"{kept.host.key}/guest"))
+        guest = Caller(kept.host.tenant, kept.host.tier, frozenset({"ask"}), f"{kept.host.key}/guest")
+        noted(connection, guest)
         if connection.scope["path"] not in DOORS:
             raise NotAllowedError("the code of a class opens its page alone", next_step="ask for a key")
         guest = guest.at(connection, ability)

@@ -1,6 +1,8 @@
 """Chromium without a window, and every page served to it on a free port of the loopback."""
 
 import asyncio
+import json
+import os
 import shutil
 import socket
 import threading
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -164,6 +167,11 @@ class Page:
             shown = self.run("return document.body.innerText")
             raise AssertionError(f"never came true: {condition}\n{shown}\n{self.complaints()}") from None
 
+    def rest(self, seconds: float) -> None:
+        """As long as somebody holds a button or speaks, by the page's own clock."""
+        self.run("window.since = performance.now()")
+        self.until(f"performance.now() - window.since > {1000 * seconds}")
+
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
@@ -184,9 +192,20 @@ class Page:
         script = f"document.querySelector({selector!r}).click()"
         self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script, "userGesture": True})
 
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
+        return entries
+
+    def asked_for(self) -> set[str]:
+        """The host of every request since the last look, whoever made it."""
+        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        sockets = [event["params"]["url"] for event in events if event["method"] == "Network.webSocketCreated"]
+        return {urlsplit(url).netloc for url in (*sent, *sockets) if url.startswith(("http", "ws"))}
+
     def complaints(self) -> list[str]:
         """What the console says: errors, and breaches of the security policy among them."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        return [entry["message"] for entry in self._log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
 @contextmanager
@@ -208,7 +227,7 @@ def chromium(
     for flag in given:
         options.add_argument(flag)
     options.add_experimental_option("prefs", {"intl.accept_languages": language})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     try:
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program))
     except WebDriverException as error:
@@ -222,6 +241,14 @@ def chromium(
         yield Page(driver)
     finally:
         driver.quit()
+
+
+def wanted_axe() -> str:
+    """The script of axe-core, which judges whether everybody can use a page; skips, aloud, where it is not."""
+    path = Path(os.environ.get("AULA_NODE_MODULES", ""), "axe-core", "axe.min.js")
+    if not path.is_file():
+        pytest.skip("AULA_NODE_MODULES names no folder with axe-core in it: npm install axe-core")
+    return path.read_text(encoding="utf-8")
 
 
 def write_voice(path: Path, seconds: float = 4.0, pitch: float = 220.0, rate: int = 48_000) -> Path:

@@ -29,6 +29,8 @@ class FakeRealtime:
     sound: bytearray = field(default_factory=bytearray)
     protocols: list[str] = field(default_factory=list)
     open: int = 0
+    is_silent: bool = False
+    """Lines are taken, and nothing is said on them."""
 
     def routes(self) -> list[WebSocketRoute]:
         return [WebSocketRoute("/v1/realtime", self._serve)]
@@ -44,7 +46,8 @@ class FakeRealtime:
         self.open += 1
         line = _Line(self, socket, socket.query_params["model"].removeprefix("aula:"))
         try:
-            await line.say("session.created", session={"type": "realtime"})
+            if not self.is_silent:
+                await line.say("session.created", session={"type": "realtime"})
             while True:
                 event = json.loads(await socket.receive_text())
                 self.events.append(event)

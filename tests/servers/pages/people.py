@@ -36,7 +36,8 @@ from aula.core.types import (
 )
 from aula.runtime import Rung, Runtime
 from aula.servers import pages
-from aula.servers.callers import Caller, EveryoneIsLocal
+from aula.servers.callers import Caller, Doorman, EveryoneIsLocal
+from aula.servers.guests import Guests
 from aula.servers.house import House
 from aula.servers.turn_log import TurnRecord
 
@@ -189,7 +190,10 @@ async def small_house(
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "course.md").write_text(COURSE, encoding="utf-8")
             await add_course(runtime, library, folder, "small", language="en")
-        yield House(runtime, chosen, Keys(keys) if keys is not None else EveryoneIsLocal()), models
+        known: Doorman = EveryoneIsLocal()
+        if keys is not None:
+            known = Guests(Keys(keys), runtime.clock, lambda name: any(one.key == name for one in keys.values()))
+        yield House(runtime, chosen, known), models
 
 
 def _with_rate(models: Models) -> Models:

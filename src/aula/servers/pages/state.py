@@ -1,5 +1,6 @@
 """What an operator sees: figures alone, and never a word of what somebody asked."""
 
+from collections import Counter
 from collections.abc import Callable
 from time import time
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import msgspec
 
 from aula.core.telemetry import DRAFTS, REFUSALS
+from aula.servers.guests import Guests
 from aula.servers.house import House
 from aula.servers.pages.spread import by_clock, over_time, spread
 from aula.servers.turn_log import TurnRecord
@@ -70,7 +72,7 @@ class State:
                 for ladder in ladders
             ],
             "shares": runtime.shares(),
-            "refusals": {labels[0]: count for labels, count in runtime.telemetry.values(REFUSALS).items()},
+            "refusals": self._refusals(),
             "drafts": {labels[0]: count for labels, count in runtime.telemetry.values(DRAFTS).items()},
             "memory": [
                 {"device": one.device, "limit": one.limit, "used": one.used, "loaded": one.loaded}
@@ -94,6 +96,13 @@ class State:
                 for clock, those in turns.items()
             },
         }
+
+    def _refusals(self) -> dict[str, float]:
+        """By reason: at the door, where quotas of keys are, and behind it."""
+        found = Counter({labels[0]: count for labels, count in self._house.runtime.telemetry.values(REFUSALS).items()})
+        if isinstance(self._house.doorman, Guests):
+            found.update(self._house.doorman.refused)
+        return dict(found)
 
 
 def shown(turn: TurnRecord) -> dict[str, Any]:

@@ -38,6 +38,9 @@ export const ICONS = {
   eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12zM15 12a3 3 0 1 1-6 0 3 3 0 0 1 6 0z",
 };
 
+/** How to scroll for somebody who may not want motion. */
+export const gently = () => (matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth");
+
 /** Three dots that breathe. */
 export function waiting() {
   return make("span", { class: "waiting", "aria-hidden": "true" }, make("i"), make("i"), make("i"));

@@ -52,7 +52,7 @@ export function drawLatency(place, minutes, look) {
   const grid = { stroke: colour(place, "line"), width: 1 };
   const axis = { stroke: colour(place, "faint"), grid, ticks: grid, font: "13px Inter, sans-serif" };
   plot = new uPlot({
-    width: place.clientWidth, height: 260, legend: { show: false }, padding: [14, 6, 0, 0],
+    width: place.clientWidth, height: 260, legend: { show: false }, padding: [14, 24, 0, 0],
     cursor: { points: { size: 8 }, y: false },
     scales: { y: { range: (_, __, most) => [0, Math.max(250, 1.12 * (most ?? 0))] } },
     axes: [

@@ -41,7 +41,7 @@ function header(tools) {
   const draw = () => {
     tongue.textContent = say("language.other");
     tongue.lang = language() === "en" ? "zh-CN" : "en";
-    tongue.setAttribute("aria-label", say("language.switch"));
+    tongue.title = say("language.switch");
     light.replaceChildren(icon(isDark() ? ICONS.sun : ICONS.moon));
     light.setAttribute("aria-label", say(isDark() ? "theme.light" : "theme.dark"));
     light.title = light.getAttribute("aria-label");

@@ -1,6 +1,6 @@
 // The student's page: hold and ask, or type; hear and read the answer; open what it cites.
 
-import { find, make, remember, remembered } from "./dom.js";
+import { find, gently, make, remember, remembered } from "./dom.js";
 import { ask as request, explained } from "./door.js";
 import { Realtime, RATE } from "./realtime.js";
 import { begin, courseChoice, notice, readmit } from "./shell.js";
@@ -75,7 +75,7 @@ function add(turn) {
 }
 
 function bottom() {
-  scrollTo({ top: document.body.scrollHeight, behavior: "smooth" });
+  scrollTo({ top: document.body.scrollHeight, behavior: gently() });
 }
 
 function tell(...notices) {

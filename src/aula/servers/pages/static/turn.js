@@ -1,6 +1,6 @@
 // One question and its answer, as the student sees them.
 
-import { ICONS, icon, make, waiting } from "./dom.js";
+import { gently, ICONS, icon, make, waiting } from "./dom.js";
 import { openPassage } from "./passage.js";
 import { duration, say } from "./words.js";
 
@@ -69,7 +69,7 @@ export class Turn {
       const key = this.firstSoundMs === null ? "student.words_after" : "student.sound_after";
       meta.append(make("button", {
         type: "button", "aria-expanded": String(this.shows), class: "latency",
-        onclick: () => { this.shows = !this.shows; this.draw(); this.view.querySelector(".latency").focus(); this.view.lastChild.scrollIntoView({ block: "center", behavior: "smooth" }); },
+        onclick: () => { this.shows = !this.shows; this.draw(); this.view.querySelector(".latency").focus(); this.view.lastChild.scrollIntoView({ block: "nearest", behavior: gently() }); },
       }, icon(ICONS.clock), make("span", { class: ms <= 200 ? "fast" : "" }, say(key, { time: duration(ms) }))));
     }
     if (this.sound.length) {
@@ -82,7 +82,7 @@ export class Turn {
   /** Where the time went: clock A as this browser measured it, and the server's own stages. */
   stages() {
     const timings = this.told?.timings_ms ?? {};
-    const rows = STAGES.filter((stage) => stage in timings).map((stage) => [say(`stage.${stage}`), timings[stage]]);
+    const rows = STAGES.filter((stage) => timings[stage] > 0).map((stage) => [say(`stage.${stage}`), timings[stage]]);
     const most = Math.max(1, ...rows.map(([, ms]) => ms));
     const list = make("dl", { class: "stages figures" });
     for (const [name, ms] of rows) {
