@@ -57,9 +57,9 @@ export class Turn {
     const path = one.passage.split(" > ");
     const title = path.at(-1);
     return make("button", {
-      type: "button", class: "cite", "aria-haspopup": "dialog", "aria-label": say("student.open_passage", { title }),
+      type: "button", class: "cite", "aria-haspopup": "dialog",
       onclick: () => openPassage(one.course, one.document, one.passage),
-    }, make("b", { "aria-hidden": "true" }, String(place + 1)), make("span", {}, title, " ", make("small", {}, path.slice(0, -1).join(" › "))));
+    }, make("span", { class: "unseen" }, `${say("student.open_passage")} `), make("b", { "aria-hidden": "true" }, String(place + 1)), make("span", {}, title, " ", make("small", {}, path.slice(0, -1).join(" › "))));
   }
 
   meta() {

@@ -66,7 +66,7 @@ export default {
   "student.aloud": "Answers aloud",
   "student.clear": "Begin anew",
   "student.thinking": "The answer is on its way",
-  "student.open_passage": "Open the passage: {title}",
+  "student.open_passage": "Open the passage:",
   "student.sound_after": "Answered after {time}",
   "student.words_after": "Answered after {time}",
   "student.replay": "Hear again",

@@ -66,7 +66,7 @@ export default {
   "student.aloud": "朗读回答",
   "student.clear": "重新开始",
   "student.thinking": "回答马上就来",
-  "student.open_passage": "打开原文：{title}",
+  "student.open_passage": "打开原文：",
   "student.sound_after": "{time}后开始回答",
   "student.words_after": "{time}后作答",
   "student.replay": "再听一遍",
