@@ -49,6 +49,7 @@ from aula.scheduling.tickets import Reason, State, Ticket
 from aula.serving.alarm import Alarm
 from aula.serving.budget import Budget, DeviceLoad
 from aula.serving.group import Group
+from aula.serving.ladders import LadderStatistics
 from aula.serving.live import LiveDetection, LiveSpeech, LiveTranscription, value_of
 from aula.serving.places import Place, Rung, no_rung
 from aula.serving.records import EngineInfo, RungChanged, RungReport, RungStatistics, RuntimeStatistics
@@ -240,6 +241,36 @@ class Runtime:
     async def memory(self) -> tuple[DeviceLoad, ...]:
         """What is loaded on which device, what it takes and what may be taken."""
         return self._budget.report(await asyncio.to_thread(self._budget.read))
+
+    def ladders(self) -> tuple[LadderStatistics, ...]:
+        """Every ladder as an operator sees it."""
+        return tuple(
+            LadderStatistics(
+                str(name),
+                tuple(ladder.names),
+                ladder.overridden,
+                frozenset(one for one in ladder.names if group.places[name, one].rung.forget is None),
+            )
+            for group in dict.fromkeys(self._groups.values())
+            for name, ladder in group.ladders.items()
+        )
+
+    async def renew(self, ladder: str, rung: str) -> Swap:
+        """Swap a rung for itself: its model is loaded from the disk once more, as it stands there now. Raises
+        SettingsError for one that its ladder does not tell as renewable."""
+        for group in dict.fromkeys(self._groups.values()):
+            for (name, one), place in group.places.items():
+                if (str(name), one) == (ladder, rung) and place.rung.forget is None:
+                    return await self.swap(place.rung)
+        raise SettingsError(
+            f"the rung {rung!r} of {ladder!r} cannot be loaded anew by itself",
+            available=[f"{one.name} {name}" for one in self.ladders() for name in sorted(one.renewable)],
+            next_step="name one of these, or start the server anew",
+        )
+
+    def shares(self) -> dict[str, float]:
+        """Each tenant's part of the device time of the last minutes: the largest by name, what is left as `other`."""
+        return self._usage.shares()
 
     def statistics(self) -> RuntimeStatistics:
         rungs = tuple(

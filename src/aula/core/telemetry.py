@@ -155,6 +155,10 @@ class Telemetry:
     def value(self, metric: Metric, *labels: str) -> float:
         return self._values[metric].get(labels, 0.0)
 
+    def values(self, metric: Metric) -> dict[Labels, float]:
+        """Of a counter or a gauge, by its labels."""
+        return dict(self._values[metric])
+
     def count(self, metric: Metric, *labels: str) -> int:
         """How many were observed."""
         spread = self._spreads[metric].get(labels)

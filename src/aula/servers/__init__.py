@@ -4,6 +4,7 @@ serving     one process, from the first load to the last turn
 house       what every door shares
 callers     who stands at the door, and what he may ask for
 keys        API keys, and the doorman who reads them
+guests      codes that a teacher shows, for those who have no key
 front       before every door: limits, origins, the log
 limits      how much a client may send, and how slowly
 origins     which pages may call, and by which names

@@ -194,6 +194,12 @@ class KeyedDoorman:
         self._enter(connection, key)
         return noted(connection, caller)
 
+    def holds(self, name: str) -> bool:
+        """Whether the key of that name opens anything still."""
+        self._refresh()
+        key = self._keys.get(name)
+        return key is not None and key.revoked is None
+
     def _find(self, secret: str | None) -> Key:
         if secret is None:
             raise KeyAbsentError(

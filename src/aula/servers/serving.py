@@ -26,6 +26,7 @@ from aula.core.types import Context
 from aula.runtime import open_runtime
 from aula.servers import kserve, pages
 from aula.servers.app import build_app
+from aula.servers.guests import Guests
 from aula.servers.house import House
 from aula.servers.keys import KeyedDoorman, KeyStore
 from aula.servers.logs import log_notice, log_warning
@@ -95,9 +96,9 @@ async def serve(
     share_the_interpreter()
     async with open_runtime(settings, progress=progress) as runtime:
         generator = Generator.from_settings(settings, runtime.clock)
-        house = House(
-            runtime, settings, KeyedDoorman(KeyStore.from_settings(settings), runtime.clock), generator=generator
-        )
+        keyed = KeyedDoorman(KeyStore.from_settings(settings), runtime.clock)
+        doorman = Guests(keyed, runtime.clock, keyed.holds)
+        house = House(runtime, settings, doorman, generator=generator)
         try:
             with _heard_signals(stop):
                 async with open_doors(house, warm=lambda: _warm_up(house)) as address:

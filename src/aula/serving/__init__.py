@@ -10,6 +10,7 @@ ways       ladders, routes and costs of a group
 group      rungs that share workers, and the scheduler before them
 requests   what is asked for, and whether it can be
 records    what a runtime tells of itself
+ladders    a ladder as an operator sees it
 live       streams, whose every chunk waits its turn
 usage      who used how much of late
 residence  which model lives where: loading, making room, letting go
