@@ -98,10 +98,11 @@ class WhisperHearing:
         timestamps: bool = False,
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
+        sure: int = 0,
     ) -> Work[Heard]:
         """A hypothesis: one greedy attempt in the smallest context."""
         attempt = yield from self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
-        written = yield attempt.write(draft)
+        written = yield attempt.write(draft, sure)
         return self._heard(attempt, written, 0.0, 0)
 
     def finalising(
@@ -112,10 +113,12 @@ class WhisperHearing:
         timestamps: bool = False,
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
+        sure: int = 0,
     ) -> Work[Heard]:
-        """The text that counts; a draft does not change it. `language` None is found by a multilingual model."""
+        """The text that counts; a draft does not change it (the first `sure` of its tokens are likely to stand).
+        `language` None is found by a multilingual model."""
         attempt = yield from self._listen(mel, self.contexts.final(mel.samples), language, timestamps, before)
-        written: Written = yield attempt.write(draft)
+        written: Written = yield attempt.write(draft, sure)
         runs = written.runs
         if attempt.frames < self.contexts.window and self._suspect(written):
             # A short context may be what is wrong.
@@ -188,11 +191,11 @@ class _Attempt:
     limit: int
     timestamps: bool
 
-    def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Write:
+    def write(self, draft: Sequence[int] = (), sure: int = 0, *, temperature: float = 0.0, seed: int = 0) -> Write:
         choose: Choose | None = None
         if self.timestamps or temperature:
             choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
-        return Write(self.prompt, self.end, self.limit, draft, choose, is_loop)
+        return Write(self.prompt, self.end, self.limit, draft, sure, choose, is_loop)
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

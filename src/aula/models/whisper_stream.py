@@ -5,7 +5,8 @@ own timestamps say; what is done with is dropped, so that hours take the memory 
 
 Hypotheses are made as often as the engine allows, and never so often that sound has to wait: the next one comes when
 twice as much sound has arrived as the last one took. The last of them is the draft of the final text, which is checked
-in one run of the decoder; it saves time where it is right, and never changes the text.
+in one run of the decoder as far as the one before it agrees, and in another where that stood; it saves time where it is
+right, and never changes the text.
 
 When speech pauses the final text itself is made, as if the commit had come: if it comes before any other sound, the
 text is there. A pause is worth that once it has lasted as long as the text is expected to take: so waiting too long
@@ -170,6 +171,7 @@ class WhisperStream:
             timestamps=self._timed,
             before=self._options.before,
             draft=self._hypothesis,
+            sure=len(self._agreed),
         )
         self._agreed = common_start(self._hypothesis, heard.tokens)
         self._hypothesis = heard.tokens
@@ -203,6 +205,7 @@ class WhisperStream:
             timestamps=timestamps,
             before=self._options.before,
             draft=self._hypothesis,
+            sure=len(self._agreed),
         )
 
     def _count(self, heard: Heard, tokens: int) -> None:
