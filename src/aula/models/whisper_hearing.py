@@ -5,7 +5,7 @@ Thresholds and the order of attempts are those of openai-whisper's `transcribe` 
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,15 @@ class WhisperHearing:
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
         sure: int = 0,
-    ) -> Work[Heard]:
-        """A hypothesis: one greedy attempt in the smallest context."""
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> "Work[Heard | None]":
+        """A hypothesis: one greedy attempt in the smallest context. None where it was given up, after the pass in which
+        it came to be too late."""
         attempt = yield from self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
-        written = yield attempt.write(draft, sure)
-        return self._heard(attempt, written, 0.0, 0)
+        if is_late():
+            return None
+        written = yield attempt.write(draft, sure, is_late=is_late)
+        return None if is_late() else self._heard(attempt, written, 0.0, 0)
 
     def finalising(
         self,
@@ -135,7 +139,9 @@ class WhisperHearing:
         return self._heard(attempt, written, heated, runs - written.runs)
 
     def draft(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
-        return self.alone(self.drafting(mel, language, **options))
+        heard = self.alone(self.drafting(mel, language, **options))
+        assert heard is not None, "alone it is never late"
+        return heard
 
     def final(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
         return self.alone(self.finalising(mel, language, **options))
@@ -191,11 +197,22 @@ class _Attempt:
     limit: int
     timestamps: bool
 
-    def write(self, draft: Sequence[int] = (), sure: int = 0, *, temperature: float = 0.0, seed: int = 0) -> Write:
+    def write(
+        self,
+        draft: Sequence[int] = (),
+        sure: int = 0,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> Write:
+        def give_up(tokens: Sequence[int]) -> bool:
+            return is_loop(tokens) or is_late()
+
         choose: Choose | None = None
         if self.timestamps or temperature:
             choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
-        return Write(self.prompt, self.end, self.limit, draft, sure, choose, is_loop)
+        return Write(self.prompt, self.end, self.limit, draft, sure, choose, give_up)
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,7 @@ class WhisperStream:
     ) -> None:
         self._hearing, self._clock, self._options, self._on_close = hearing, clock, options, on_close
         self._state = _State.OPEN
+        self._hurries = False
         self._mel = hearing.mel_stream()
         self._offset = 0
         """Samples of the sound before the window."""
@@ -88,6 +90,11 @@ class WhisperStream:
     def seconds(self) -> float:
         """Of sound that came so far."""
         return (self._offset + self._mel.samples) / SPEECH_RATE
+
+    def hurry(self) -> None:
+        """The commit comes next: no hypothesis is begun any more, and one under way ends with the pass that runs. From
+        any thread, at any time."""
+        self._hurries = True
 
     def feed(self, samples: Float32) -> Partial:
         return self._hearing.alone(self.feeding(samples))
@@ -109,7 +116,7 @@ class WhisperStream:
                 continue
             self._mel.feed(sound[:room])
             sound = sound[room:]
-        if self._options.partials and self._mel.samples >= self._due:
+        if self._options.partials and not self._hurries and self._mel.samples >= self._due:
             finished += yield from self._refresh()
         return self._partial(finished)
 
@@ -164,15 +171,15 @@ class WhisperStream:
         """A new hypothesis; the segments that it makes final."""
         started = self._clock.now()
         early = self._options.early and self._timed
-        make = self._hearing.finalising if early else self._hearing.drafting
-        heard = yield from make(
-            self._mel,
-            self._options.language,
-            timestamps=self._timed,
-            before=self._options.before,
-            draft=self._hypothesis,
-            sure=len(self._agreed),
-        )
+        if early:
+            heard = yield from self._finalised(timestamps=True)
+        else:
+            drafted = yield from self._hearing.drafting(
+                self._mel, self._options.language, timestamps=self._timed, is_late=lambda: self._hurries, **self._told
+            )
+            if drafted is None:
+                return ()
+            heard = drafted
         self._agreed = common_start(self._hypothesis, heard.tokens)
         self._hypothesis = heard.tokens
         took = self._clock.now() - started
@@ -203,10 +210,12 @@ class WhisperStream:
             self._mel,
             self._options.language,
             timestamps=timestamps,
-            before=self._options.before,
-            draft=self._hypothesis,
-            sure=len(self._agreed),
+            **self._told,
         )
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {"before": self._options.before, "draft": self._hypothesis, "sure": len(self._agreed)}
 
     def _count(self, heard: Heard, tokens: int) -> None:
         self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens

@@ -109,7 +109,9 @@ class Text:
 
     @property
     def done(self) -> bool:
-        over = bool(self.tokens) and (self.tokens[-1] == self._end or len(self.tokens) >= self._limit)
+        if not self.tokens:
+            return False
+        over = self.tokens[-1] == self._end or len(self.tokens) >= self._limit
         return over or (self._give_up is not None and self._give_up(self.tokens))
 
     @property
