@@ -249,15 +249,8 @@ def _shown(
         what += f"; {about[name]['memory_mb']} MB"
         what += f"; {rows[name]['over_no_draft']} of the time without a draft" if "over_no_draft" in rows[name] else ""
         shown = "" if times is None else f"{times:.2f}"
-        table.add_row(
-            name,
-            f"{timing.median:.1f}",
-            f"{low:.1f} to {high:.1f}",
-            f"{min(timing.all):.1f}",
-            shown,
-            str(len(texts[name])),
-            what,
-        )
+        times_ms = (f"{timing.median:.1f}", f"{low:.1f} to {high:.1f}", f"{min(timing.all):.1f}")
+        table.add_row(name, *times_ms, shown, str(len(texts[name])), what)
     console.print(table)
     return rows
 

@@ -73,9 +73,7 @@ def test_ratios_are_to_the_baseline_of_the_same_rounds() -> None:
     assert "AMX" in out.getvalue(), "the figures depend on it"
     assert "5 MB" in out.getvalue()
     drafted = {"ours": timings["ours"], "ours, draft right": Timing([[5.0], [4.0]])}
-    told = dict.fromkeys(drafted, {"memory_mb": 5})
-    assert (
-        _shown(drafted, told, dict.fromkeys(drafted, [1]), 5.0, console)["ours, draft right"]["over_no_draft"] == 0.444
-    )
+    told, wrote = {name: {"memory_mb": 5} for name in drafted}, {name: [1] for name in drafted}
+    assert _shown(drafted, told, wrote, 5.0, console)["ours, draft right"]["over_no_draft"] == 0.444
     alone = _shown({"ours": timings["ours"]}, {"ours": {"memory_mb": 5}}, {"ours": [1]}, 5.0, console)
     assert alone["ours"]["times"] is None
