@@ -41,12 +41,14 @@ LEAST_REST = SPEECH_RATE // 10
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """`language` is a token, None to find it; `before` are tokens that are likely (see `whisper_bias`). `early`:
-    segments are final as soon as two hypotheses, each made as a final text is, agree on them."""
+    """`language` is a token, None to find it; `translate`: the text is English, whatever is spoken; `before` are tokens
+    that are likely (see `whisper_bias`). `early`: segments are final as soon as two hypotheses, each made as a final
+    text is, agree on them."""
 
     language: int | None = None
     before: tuple[int, ...] = ()
     timestamps: bool = False
+    translate: bool = False
     partials: bool = True
     early: bool = False
 
@@ -147,7 +149,7 @@ class WhisperStream:
             raise NothingHeardError(
                 "no words could be made out", next_step="say it again, nearer to the microphone, or type it"
             )
-        language = self._languages.most_common(1)[0][0]
+        language = "en" if self._options.translate else self._languages.most_common(1)[0][0]
         return Transcript(text, language, self._sure(), tuple(self._segments))
 
     def close(self) -> None:
@@ -215,7 +217,9 @@ class WhisperStream:
 
     @property
     def _told(self) -> dict[str, Any]:
-        return {"before": self._options.before, "draft": self._hypothesis, "sure": len(self._agreed)}
+        options = self._options
+        about = {"translate": options.translate, "before": options.before}
+        return {**about, "draft": self._hypothesis, "sure": len(self._agreed)}
 
     def _count(self, heard: Heard, tokens: int) -> None:
         self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens

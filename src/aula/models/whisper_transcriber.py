@@ -133,6 +133,7 @@ class WhisperTranscriber:
             language=self.hearing.tokenizer.language_token(context.language),
             before=self._before(request),
             timestamps=request.timestamps,
+            translate=request.translate,
             partials=request.partials,
             early=request.early,
         )
