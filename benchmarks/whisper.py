@@ -13,6 +13,7 @@ its own, in turns. `aula, 30 s` pads as the others do; `aula, context` has the l
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch and faster-whisper")
     parser.add_argument("--genai", type=Path, help="what optimum-intel exported from WORK/checkpoint")
+    parser.add_argument("--only", default=".*", help="a regular expression for the names of those who take part")
     parser.add_argument("--json", action="store_true", help="the JSON line alone")
     options = parser.parse_args()
     checkpoint = seeded(options.work / "checkpoint", options.size)
@@ -74,7 +76,11 @@ def main() -> None:
     console = Console(width=180, quiet=options.json)
     summary: dict[str, Any] = {"benchmark": "whisper", "size": options.size, "tokens": options.tokens}
     for seconds in options.seconds:
-        entrants = field(options, checkpoint, store, key, seconds)
+        entrants = [
+            entrant
+            for entrant in field(options, checkpoint, store, key, seconds)
+            if re.fullmatch(options.only, entrant.name)
+        ]
         summary[f"{seconds:g} s"] = measure(entrants, seconds, options.tokens, options.rounds, console)
     print(json.dumps({**summary, "machine": {**machine(), "features": features()}}, ensure_ascii=False))
 
