@@ -45,6 +45,7 @@ class _Base:
         self.samples = np.asarray(inputs["samples"], dtype=np.float32)
         self.count = int(inputs["tokens"])
         self.draft = [int(token) for token in inputs.get("draft", ())]
+        self.sure = int(inputs.get("sure", 0))
         self.ready()
         self.rewind()
         self.run()
@@ -103,7 +104,7 @@ class Aula(_Base):
             return self._in_rows()
         self.decoding.listen(self._mel())
         # No token ends these texts: made-up weights end nowhere in particular.
-        written = self.decoding.write(self.prompt, -1, limit=self.count, draft=self.draft)
+        written = self.decoding.write(self.prompt, -1, limit=self.count, draft=self.draft, sure=self.sure)
         self.tokenizer.text(written.tokens)
         return list(written.tokens)
 

@@ -133,7 +133,7 @@ def test_mapped_weights_are_given_back_and_come_again(tmp_path: Path, access: in
     with side.open("rb") as file, mmap.mmap(file.fileno(), 0, access=access) as mapped:
         assert mapped[:] == content
         assert _resident(side) == 1024
-        give_back(tmp_path / "model.onnx")
+        give_back(tmp_path / "model.onnx", tmp_path / "no-runtime")
         # A mapping that may be written on is somebody else's business.
         assert _resident(side) == (0 if access == mmap.ACCESS_READ else 1024)
         assert mapped[:] == content
@@ -144,6 +144,29 @@ def _resident(path: Path) -> int:
     lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
     return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what of a file is in memory")
+def test_code_that_only_loading_needed_is_given_back(tmp_path: Path) -> None:
+    import openvino
+
+    def code() -> int:
+        """KiB of the runtime's that are in this process's memory."""
+        held, counts = 0, False
+        for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+            span, *words = line.split()
+            if "-" in span:
+                counts = words[0].startswith("r-x") and str(Path(openvino.__file__).parent) in line
+            held += int(words[0]) if counts and span == "Rss:" else 0
+        return held
+
+    with _opened("openvino", "batch", tmp_path) as session:
+        x = {"x": np.full((2, WIDTH), 3, np.float32)}
+        session.run(x)
+        loaded = code()
+        session.settle()
+        session.run(x)
+        assert 0 < code() < loaded / 2
 
 
 @pytest.mark.parametrize("backend", available_backends())

@@ -55,9 +55,10 @@ def test_live_streams_write_it_too_after_a_pause_and_together(bundle: tuple[Path
 def test_drafts_are_what_the_same_engine_wrote(bundle: tuple[Path, str, Path]) -> None:
     texts = {"ours": list(range(8))}
     assert _draft(Entrant("ours", {}), texts) == []
-    assert _draft(Entrant("ours, right draft", {}, draft="right"), texts) == list(range(8))
-    assert _draft(Entrant("ours, wrong draft", {}, draft="wrong"), texts) == [0, 1, 2, 3, 4, 6, 7, 8]
-    assert _draft(Entrant("theirs, right draft", {}, draft="right"), texts) == []
+    assert _draft(Entrant("ours, draft right", {}, draft="right"), texts) == list(range(8))
+    assert _draft(Entrant("ours, draft wrong late", {}, draft="late"), texts) == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert _draft(Entrant("ours, draft wrong", {}, draft="wrong"), texts) == list(range(1, 9))
+    assert _draft(Entrant("theirs, draft right", {}, draft="right"), texts) == []
 
 
 def test_ratios_are_to_the_baseline_of_the_same_rounds() -> None:
@@ -71,5 +72,8 @@ def test_ratios_are_to_the_baseline_of_the_same_rounds() -> None:
     assert "5 s of sound" in out.getvalue()
     assert "AMX" in out.getvalue(), "the figures depend on it"
     assert "5 MB" in out.getvalue()
+    drafted = {"ours": timings["ours"], "ours, draft right": Timing([[5.0], [4.0]])}
+    told, wrote = {name: {"memory_mb": 5} for name in drafted}, {name: [1] for name in drafted}
+    assert _shown(drafted, told, wrote, 5.0, console)["ours, draft right"]["over_no_draft"] == 0.444
     alone = _shown({"ours": timings["ours"]}, {"ours": {"memory_mb": 5}}, {"ours": [1]}, 5.0, console)
     assert alone["ours"]["times"] is None

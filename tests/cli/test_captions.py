@@ -1,3 +1,7 @@
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +9,8 @@ import pytest
 import soundfile
 import webvtt
 
+from aula.audio import microphone
+from tests.audio.fake_sounddevice import FakeSoundDevice, Stream
 from tests.audio.local_server import sending, serving
 from tests.cli.running import Run
 from tests.models.whisper_thin_model import sound, thin_checkpoint
@@ -58,6 +64,42 @@ def test_a_local_stream_is_captioned_while_it_comes(run: Run, thin: Path, lectur
     assert run("captions", address, "--model", str(thin)).code == 3, "nobody sends any longer"
     shown = run("captions", "rtsp://127.0.0.1/hall", "--model", str(thin))
     assert (shown.code, "| aula captions -" in shown.err) == (3, True)
+
+
+def test_what_a_microphone_hears_is_captioned(
+    run: Run, thin: Path, lecture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enter begins, Enter again ends; between the two the device brings a lecture."""
+    module = FakeSoundDevice()
+    monkeypatch.setattr(microphone, "load_sounddevice", lambda: module)
+    spoken, _ = soundfile.read(str(lecture), dtype="float32")
+    reading, writing = os.pipe()
+    os.write(writing, b"\n")
+
+    def speak(stream: Stream) -> None:
+        begin(stream)
+        for block in np.array_split(spoken, 200):
+            stream.deliver(block)
+        os.write(writing, b"\n")
+
+    begin = Stream.start
+    monkeypatch.setattr(Stream, "start", speak)
+    with os.fdopen(reading, encoding="utf-8") as keyboard, closing_descriptor(writing):
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        ended = run("captions", "--mic", "--model", str(thin), "--language", "en", "--out", "said.srt")
+    assert ended.code == 0, ended.err
+    assert "Press Enter to begin" in ended.err
+    assert "of 15.0 s by whisper-thin" in ended.err
+    assert lecture.with_name("said.srt").read_text().startswith("1\n00:00:00,")
+    assert module.stream.closed
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def test_what_was_heard_before_a_stream_broke_off_is_written(run: Run, thin: Path, lecture: Path) -> None:

@@ -1,4 +1,7 @@
+import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,28 @@ def test_a_long_file_has_segments_and_its_language_is_found(run: Run, thin: Path
     shown = run("transcribe", "1.wav", "3.wav", "--timestamps", "--model", str(thin))
     assert "0:00 – 0:0" in shown.out
     assert "heard by whisper-thin" in shown.err
+
+
+def test_progress_is_told_on_a_long_file(run: Run, thin: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float]] = []
+
+    @contextmanager
+    def bar(*, quiet: bool) -> Iterator[Any]:
+        assert not quiet
+        yield lambda what, share: told.append((what, share))
+
+    monkeypatch.setattr(importlib.import_module("aula.cli.transcribe"), "progress_bar", bar)
+    ended = run(
+        "transcribe", "3.wav", "--model", str(thin), "--language", "zh", "--translate", "--out", "english.jsonl"
+    )
+    assert ended.code == 0, ended.err
+    of_file = [(what, share) for what, share in told if what.startswith("3.wav")]
+    assert of_file[4][0] == "3.wav: 0:05 of 0:14"
+    assert of_file[4][1] == pytest.approx(5 / 14)
+    assert [share for _, share in of_file] == sorted(share for _, share in of_file)
+    assert of_file[-1] == ("3.wav", 1.0)
+    (made,) = _lines((clips / "english.jsonl").read_text())
+    assert made["language"] == "en", "it was translated"
 
 
 def test_a_batch_goes_on_where_it_was_cut_off(run: Run, thin: Path, clips: Path) -> None:

@@ -174,14 +174,16 @@ def test_the_loop_writes_what_computing_everything_anew_writes(
 def test_a_draft_saves_runs_and_never_changes_the_text(decoding: WhisperDecoding) -> None:
     decoding.listen(_mel(2))
     plain = decoding.write(PROMPT, -1, limit=16)
-    for right in (0, 1, 7, 15):
+    # A piece that stood, whole or in part, saves as many runs. The first has PROBE tokens beside the `sure` ones.
+    for right, sure, runs in ((0, 0, 16), (1, 0, 15), (3, 0, 13), (7, 0, 10), (7, 7, 9), (15, 0, 2), (15, 15, 1)):
         wrong = (plain.tokens[right] + 1) % 300
-        drafted = decoding.write(PROMPT, -1, limit=16, draft=[*plain.tokens[:right], wrong, 5, 6])
+        drafted = decoding.write(PROMPT, -1, limit=16, draft=[*plain.tokens[:right], wrong, 5, 6], sure=sure)
         assert drafted.tokens == plain.tokens
-        assert drafted.accepted == right
-        assert drafted.runs == 16 - right
+        assert drafted.runs == runs
+        assert drafted.accepted + drafted.runs == 16
         np.testing.assert_allclose(drafted.logprobs, plain.logprobs, atol=1e-4)
-    assert decoding.write(PROMPT, -1, limit=16, draft=plain.tokens).runs == 1
+    assert decoding.write(PROMPT, -1, limit=16, draft=plain.tokens).runs == 2
+    assert decoding.write(PROMPT, -1, limit=16, draft=plain.tokens, sure=16).runs == 1
 
 
 def test_the_end_token_ends_the_text_also_inside_a_draft(decoding: WhisperDecoding) -> None:

@@ -117,4 +117,6 @@ def test_languages_and_prompts_of_the_vocabularies() -> None:
     assert (multilingual.timestamps, multilingual.timestamps + 1501) == (50_364, 51_865)
     assert english.prompt(None) == [50_257, 50_362]
     assert multilingual.prompt(50_260) == [50_258, 50_260, 50_359, 50_363]
+    assert multilingual.prompt(50_260, translate=True) == [50_258, 50_260, 50_358, 50_363]
+    assert english.prompt(None, translate=True) == english.prompt(None), "it has no tasks, and writes English"
     assert multilingual.prompt(50_260, timestamps=True, before=[7]) == [50_361, 7, 50_258, 50_260, 50_359]

@@ -83,7 +83,9 @@ def test_a_draft_right_or_wrong_does_not_change_the_text(hearing: WhisperHearing
             drafted = hearing.final(mel, 50_259, timestamps=timestamps, draft=draft)
             assert drafted.tokens == plain.tokens
             assert drafted.runs <= plain.runs
-        assert hearing.final(mel, 50_259, timestamps=timestamps, draft=plain.tokens).runs == 1
+        right = {"timestamps": timestamps, "draft": plain.tokens}
+        assert hearing.final(mel, 50_259, **right).runs == 2
+        assert hearing.final(mel, 50_259, **right, sure=len(plain.tokens)).runs == 1
 
 
 def test_a_text_that_loops_in_a_short_context_is_heard_in_the_whole_window(hearing: WhisperHearing) -> None:

@@ -174,6 +174,33 @@ def test_a_question_goes_before_a_caption_but_not_for_ever(model: Model) -> None
     assert sorted(listened) == sorted(ranks)
 
 
+def test_a_commit_waits_for_one_pass_of_a_hypothesis_at_most(model: Model) -> None:
+    """Wherever the hypothesis is; the text is none the worse for it."""
+    alone = model.stream(language=ENGLISH, partials=False)
+    alone.feed(sound(1, 2.5))
+    wanted = alone.commit().text
+    for passes in range(1, 4):
+        stream = model.stream(language=ENGLISH)
+        model.begin(stream, stream.feeding(sound(1, 2.5)), passes)
+        for _ in range(passes):
+            model.passes.advance()
+        stream.hurry()
+        model.begin(stream, stream.committing(), passes)
+        before = len(model.encoder.rows) + len(model.decoder.rows)
+        while len(model.told.get(passes, ())) < 1:
+            model.passes.advance()
+        assert len(model.encoder.rows) + len(model.decoder.rows) - before <= 2, "one token, and the commit's encoding"
+        model.finish()
+        partial, committed = model.told[passes]
+        assert partial.text == "", "what was given up is no hypothesis"
+        assert committed.text == wanted
+    stream = model.stream(language=ENGLISH)
+    stream.hurry()
+    heard = len(model.encoder.rows)
+    stream.feed(sound(1, 2.5))
+    assert len(model.encoder.rows) == heard, "none is begun"
+
+
 def test_a_streams_own_works_keep_their_order(model: Model) -> None:
     stream = model.stream(language=ENGLISH)
     for piece in np.array_split(sound(1, 3.0), 4):

@@ -13,9 +13,10 @@ from aula.core.types import Float32, Partial, Segment
 from aula.models.whisper_bias import bias_tokens, course_terms
 from aula.models.whisper_hearing import Heard, HearingOptions, WhisperHearing
 from aula.models.whisper_mel import MelStream
-from aula.models.whisper_passes import Work, alone
+from aula.models.whisper_passes import Work, Write, alone
 from aula.models.whisper_segments import window_segments
 from aula.models.whisper_stream import StreamOptions, WhisperStream, common_start
+from aula.models.whisper_text import Written
 from tests.models.whisper_thin_model import WINDOW, hearing_of, insist_on, sound, thin_checkpoint
 
 TIME = 50_364
@@ -308,6 +309,27 @@ def test_two_languages_are_each_heard_as_what_they_are(hearing: WhisperHearing) 
     stream = _stream(scripted, partials=False, timestamps=True)
     stream.feed(_silence(8))
     assert stream.commit().language == "zh", "what most of it is spoken in"
+
+
+@pytest.mark.parametrize(("translate", "task", "tag"), [(True, 50_358, "en"), (False, 50_359, "zh")])
+def test_what_is_translated_is_english(hearing: WhisperHearing, translate: bool, task: int, tag: str) -> None:
+    """Hypotheses and the text are asked for with the same task."""
+    stream = WhisperStream(hearing, FakeClock(), StreamOptions(language=50_260, translate=translate))
+    prompts: list[list[int]] = []
+    for work in (stream.feeding(sound(1, 2.0)), stream.committing()):
+        made: Any = None
+        answer: Any = None
+        while made is None:
+            try:
+                asked = work.send(answer)
+            except StopIteration as end:
+                made = end.value
+                continue
+            if isinstance(asked, Write):
+                prompts.append(list(asked.prompt))
+                answer = Written((11, 12), (0.0, 0.0, 0.0), 0, 1, True)
+    assert prompts == [[50_258, 50_260, task, 50_363]] * 2
+    assert made.language == tag
 
 
 def test_a_client_may_disappear_at_any_moment(hearing: WhisperHearing) -> None:

@@ -1,5 +1,8 @@
 import asyncio
 import json
+import os
+import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aula.backends.hosted import HostedSession
 from aula.core.errors import (
     CheckpointError,
     NoRungError,
+    ProcessAwayError,
+    ProcessLostError,
     SettingsError,
     UnsupportedLanguageError,
     VerificationError,
 )
 from aula.core.settings import Settings
-from aula.core.types import Capability, Context, TranscribeRequest
+from aula.core.types import Capability, Context, Partial, TranscribeRequest, Transcript
 from aula.engine.build import BuildOptions, build
 from aula.engine.store import Store
 from aula.models import whisper_transcriber
@@ -79,7 +85,8 @@ def test_a_pulled_one_is_called_as_on_the_hub_and_found_by_that_name(tmp_path: P
     assert [(place.name, place.folder) for place in named] == [("whisper-thin", folder)]
 
 
-def test_a_name_on_the_hub_is_fetched_when_it_is_needed(tmp_path: Path) -> None:
+def test_a_name_on_the_hub_is_fetched_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     places = find_places(Settings({"home": str(tmp_path), "whisper": "openai/whisper-tiny.en"}))
     assert [(place.folder, place.languages) for place in places] == [(None, ("en",))]
     assert len(find_places(Settings({"home": str(tmp_path), "whisper": "openai/whisper-tiny"}))[0].languages) == 100
@@ -187,6 +194,47 @@ def test_missing_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "w" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         WhisperTranscriber.open(Place("w", tmp_path / "w", ("en",)), settings)
+
+
+def test_isolated_it_hears_the_same_and_comes_back_from_the_death_of_either_process(
+    thin_home: Path, transcriber: WhisperTranscriber
+) -> None:
+    """As `isolate` asks for; each of its engines has a process of its own."""
+
+    def commits(by: WhisperTranscriber, seeds: Sequence[int]) -> list[Any]:
+        """At one moment, each beside one of the same sound with times."""
+        told: list[Any] = []
+        for seed in seeds:
+            for timestamps in (False, True):
+                stream = by.start(TranscribeRequest(timestamps=timestamps, partials=False), ENGLISH)
+                for work in (stream.feeding(sound(seed, 2.0)), stream.committing()):
+                    by.passes.begin(stream, work, lambda value, _took: told.append(value))
+        while by.passes.advance():
+            pass
+        return [one for one in told if not isinstance(one, Partial)]
+
+    def heard(by: WhisperTranscriber, seeds: Sequence[int]) -> list[tuple[str, int]]:
+        return [(one.text, len(one.segments)) for one in commits(by, seeds)]
+
+    settings = Settings({"home": str(thin_home), "isolate": "always"})
+    hosted = WhisperTranscriber.open(find_places(settings)[0], settings)
+    try:
+        assert all(isinstance(session, HostedSession) for session in hosted.sessions)
+        assert heard(hosted, [1]) == heard(transcriber, [1])
+        assert heard(hosted, [1, 2, 3]) == heard(transcriber, [1, 2, 3])
+        for session in hosted.sessions:
+            assert isinstance(session, HostedSession)
+            os.kill(session.health().pid, signal.SIGKILL)
+            # Whoever comes in between is told so, or finds it there again.
+            told = commits(hosted, [1])
+            assert len(told) == 2
+            assert all(isinstance(one, (ProcessLostError, ProcessAwayError, Transcript)) for one in told)
+            assert session.wait_ready(60)
+            assert session.statistics().deaths == 1
+            assert heard(hosted, [1]) == heard(transcriber, [1])
+    finally:
+        hosted.close()
+    assert not any(isinstance(session, HostedSession) for session in transcriber.sessions)
 
 
 def test_a_language_that_it_does_not_hear_is_refused(transcriber: WhisperTranscriber) -> None:

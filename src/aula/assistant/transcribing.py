@@ -43,13 +43,19 @@ class Transcribed:
 
 
 async def transcribe_file(
-    runtime: Runtime, path: Path, context: Context, *, timestamps: bool = False, watch: Watch | None = None
+    runtime: Runtime,
+    path: Path,
+    context: Context,
+    *,
+    timestamps: bool = False,
+    translate: bool = False,
+    watch: Watch | None = None,
 ) -> Transcribed:
     """In memory that does not grow with the file. Raises what `open_audio`, `AudioFile.frames` and the runtime raise:
     a file that ends early is refused as a whole."""
     start = runtime.clock.now()
     with open_audio(path) as file:
-        request = TranscribeRequest(timestamps=timestamps, partials=False)
+        request = TranscribeRequest(timestamps=timestamps, translate=translate, partials=False)
         outcome = await runtime.submit(Capability.TRANSCRIBE, request, context)
         samples = 0
         try:

@@ -180,6 +180,10 @@ class Turn:
         if pausing and not self._is_settled:
             await self._pause()
 
+    def hurry(self) -> None:
+        """The student has finished, and `commit` or `transcribe` comes once all that waits was heard."""
+        self._transcription.hurry()
+
     async def commit(self) -> Reply:
         """The student has finished. Returns when the first sound of the answer is ready to leave.
 

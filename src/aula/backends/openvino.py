@@ -53,7 +53,7 @@ class OpenVinoSession(Session):
 
     def settle(self) -> None:
         """The runtime has made its own copies of the weights by now, in the order in which it reads them."""
-        give_back(self._model)
+        give_back(self._model, Path(openvino.__file__).parent)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         fresh = {index: np.empty(tuple(shape), dtype) for index, (shape, dtype) in self._written.items()}

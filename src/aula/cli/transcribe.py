@@ -1,6 +1,7 @@
 """`aula transcribe`"""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from aula.runtime import Runtime, open_hearing
 @click.option("--model", help="A Whisper: a folder, or owner/name on the hub; else the best at hand.")
 @click.option("--language", default=UNKNOWN_LANGUAGE, help='What is spoken, like "en"; found if not given.')
 @click.option("--timestamps", is_flag=True, help="Also when each segment is said.")
+@click.option("--translate", is_flag=True, help="Write it in English, whatever is spoken (a multilingual Whisper).")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -27,7 +29,13 @@ from aula.runtime import Runtime, open_hearing
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and file.")
 def transcribe(
-    files: tuple[Path, ...], model: str | None, language: str, timestamps: bool, out: Path | None, as_json: bool
+    files: tuple[Path, ...],
+    model: str | None,
+    language: str,
+    timestamps: bool,
+    translate: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Write down what is said in FILES (WAV, FLAC, MP3, OGG, Opus, AIFF), however long they are.
 
@@ -39,6 +47,7 @@ def transcribe(
     Example:
       aula transcribe lesson.mp3 --timestamps
       aula transcribe answers/*.wav --language en --json
+      aula transcribe visita.mp3 --language it --translate
       aula transcribe lectures/*.flac --model ./whisper-small --out texts.jsonl
     """
     settings = load_settings()
@@ -47,8 +56,9 @@ def transcribe(
             raise SettingsError("--model none leaves nothing that hears", next_step="name a folder or owner/name")
         settings = settings.replaced(whisper=model)
     kept = Results(out) if out is not None else None
+    wanted = _Wanted(language, timestamps, translate)
     try:
-        failed = asyncio.run(_transcribe(settings, files, model is None, language, timestamps, kept, as_json))
+        failed = asyncio.run(_transcribe(settings, files, model is None, wanted, kept, as_json))
     finally:
         if kept is not None:
             kept.close()
@@ -56,12 +66,18 @@ def transcribe(
         raise SystemExit(failed.exit_code)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    language: str
+    timestamps: bool
+    translate: bool
+
+
 async def _transcribe(
     settings: Settings,
     files: tuple[Path, ...],
     last_resort: bool,
-    language: str,
-    timestamps: bool,
+    wanted: _Wanted,
     kept: Results | None,
     as_json: bool,
 ) -> AulaError | None:
@@ -73,7 +89,7 @@ async def _transcribe(
                 if kept is not None and kept.has(file):
                     continue
                 try:
-                    made = await _one(runtime, file, language, timestamps, report)
+                    made = await _one(runtime, file, wanted, report)
                 except AudioError as error:
                     first = first or error
                     _tell(file, error, as_json=as_json)
@@ -87,12 +103,13 @@ async def _transcribe(
     return first
 
 
-async def _one(runtime: Runtime, file: Path, language: str, timestamps: bool, report: Progress) -> Transcribed:
+async def _one(runtime: Runtime, file: Path, wanted: _Wanted, report: Progress) -> Transcribed:
     def watch(heard: float, seconds: float | None) -> None:
         of = f" of {_clock(seconds)}" if seconds else ""
         report(f"{file.name}: {_clock(heard)}{of}", min(heard / seconds, 0.99) if seconds else 0.5)
 
-    made = await transcribe_file(runtime, file, Context(language), timestamps=timestamps, watch=watch)
+    context, times = Context(wanted.language), wanted.timestamps
+    made = await transcribe_file(runtime, file, context, timestamps=times, translate=wanted.translate, watch=watch)
     report(file.name, 1.0)
     return made
 

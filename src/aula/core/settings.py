@@ -116,8 +116,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "whisper",
         "",
-        "the Whisper that hears: a folder, or owner/name on the Hugging Face hub; empty: those that were pulled, "
-        "largest first; none: no Whisper",
+        "the Whisper that hears: a folder, or owner/name of the Hugging Face hub, as it lies in the hub's cache "
+        "here or fetched; empty: those that were pulled, largest first; none: no Whisper",
     ),
     Setting("whisper.margin", 1.0, "seconds of silence that a context shorter than 30 s keeps after the sound", 0, 28),
     Setting("whisper.bias_tokens", 24, "tokens of the course's terms that Whisper is told beforehand; 0: none", 0, 200),

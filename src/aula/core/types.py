@@ -123,13 +123,14 @@ class DetectRequest:
 class TranscribeRequest:
     """`vocabulary` is the course's own text, one string a sentence, that the recogniser may adapt to;
     `vocabulary_key` names it (course and version), so that an adapted model can be kept. `timestamps` asks for
-    segments; `partials` False says that nobody looks at hypotheses, so that none need be made. `early`
-    makes segments final as soon as two hypotheses agree on them; other segments wait until what follows them is heard,
-    and do not depend on when hypotheses were made."""
+    segments, `translate` for the text in English, whatever is spoken; `partials` False says that nobody looks at
+    hypotheses, so that none need be made. `early` makes segments final as soon as two hypotheses agree on them; other
+    segments wait until what follows them is heard, and do not depend on when hypotheses were made."""
 
     vocabulary: tuple[str, ...] = ()
     vocabulary_key: str = ""
     timestamps: bool = False
+    translate: bool = False
     partials: bool = True
     early: bool = False
 

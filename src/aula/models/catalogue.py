@@ -63,20 +63,17 @@ def find_model(
 
 
 def _from_hub(name: str, evidence: Evidence, home: Path, progress: Progress | None) -> Model:
-    """What was pulled before needs no network."""
+    """What was pulled or cached before needs no network."""
     repository, _, revision = name.partition("@")
-    folder = home / "checkpoints"
-    found = hub.find_pulled(repository, folder, revision or None)
-    if found is None:
-        try:
-            found = hub.pull(repository, folder, revision or None, progress)
-        except (DownloadError, ModelNotFoundError) as error:
-            # A folder's name with a slash looks like a hub's, so a slip in it ends here.
-            raise type(error)(
-                f"{error.what.rstrip('.')}; nor is there a folder {name} here",
-                available=error.available,
-                next_step=error.next_step,
-            ) from error
+    try:
+        found = hub.obtain(repository, home / "checkpoints", revision or None, progress)
+    except (DownloadError, ModelNotFoundError) as error:
+        # A folder's name with a slash looks like a hub's, so a slip in it ends here.
+        raise type(error)(
+            f"{error.what.rstrip('.')}; nor is there a folder {name} here",
+            available=error.available,
+            next_step=error.next_step,
+        ) from error
     return _folder(found.folder, evidence)
 
 

@@ -2,6 +2,7 @@
 
 Layout: `<folder>/<owner>--<name>@<first 12 digits of the commit>/`, where `<folder>` is `checkpoints` in aula's home. A
 checkpoint grows in a hidden folder beside it, which takes that name when every file is there and the marker is written.
+What other programs fetched into the cache that they share is used where it lies (`hub_cache`).
 """
 
 import contextlib
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from aula.core.errors import ModelNotFoundError, StorageError
+from aula.core.errors import CheckpointError, DownloadError, ModelNotFoundError, StorageError
 from aula.core.files import write_atomically
 from aula.engine.recipe import Origin
+from aula.models.hub_cache import Cached, cached_origin, find_cached
 from aula.models.hub_client import MIRROR, PUBLIC_HUB, Commit, Hub, HubFile, is_intact
 from aula.models.hub_files import WEIGHTS, choose_files
 
@@ -43,6 +45,36 @@ class _Marker(msgspec.Struct, frozen=True):
     revision: str
     asked: tuple[str, ...]
     files: tuple[HubFile, ...]
+
+
+def find(model: str, folder: Path, revision: str | None = None) -> Pulled | None:
+    """The whole checkpoint of `model` on this machine, without asking any hub: what was pulled into `folder`, else what
+    the cache of huggingface_hub has. None where neither has it, and for what can be no model's name or revision."""
+    try:
+        _stem(model)
+        _check_revision(model, revision)
+    except ModelNotFoundError:
+        return None
+    cached = None if (pulled := find_pulled(model, folder, revision)) else find_cached(model, revision)
+    return Pulled(cached.folder, Origin(model, cached.revision)) if isinstance(cached, Cached) else pulled
+
+
+def obtain(model: str, folder: Path, revision: str | None = None, progress: Progress | None = None) -> Pulled:
+    """As this machine has it (`find`), else pulled. Raises what `pull` raises, with where it was looked for before."""
+    if found := find(model, folder, revision):
+        return found
+    try:
+        return pull(model, folder, revision, progress)
+    except (CheckpointError, DownloadError, ModelNotFoundError) as error:
+        looked = f"{model}{f'@{revision}' if revision else ''} is not in {folder}, {_told(model, revision)}"
+        raise type(error)(
+            f"{looked}, and {error.what}", available=error.available, next_step=error.next_step
+        ) from error
+
+
+def _told(model: str, revision: str | None) -> str:
+    cached = find_cached(model, revision)
+    return "" if isinstance(cached, Cached) else cached
 
 
 def pull(model: str, folder: Path, revision: str | None = None, progress: Progress | None = None) -> Pulled:
@@ -102,9 +134,11 @@ def find_pulled(model: str, folder: Path, revision: str | None = None) -> Pulled
 
 
 def origin_of(folder: Path) -> Origin | None:
-    """Where a pulled checkpoint's folder came from; None for a folder that came in another way or is not whole."""
+    """Where the folder of a checkpoint came from that was pulled or cached; None for one that came in another way or
+    is not whole."""
     marker = _read_marker(folder)
-    return Origin(marker.name, marker.revision) if marker else None
+    cached = None if marker else cached_origin(folder)
+    return Origin(marker.name, marker.revision) if marker else Origin(*cached) if cached else None
 
 
 def _fetch_all(

@@ -60,20 +60,17 @@ class WhisperDecoding:
         *,
         limit: int,
         draft: Sequence[int] = (),
+        sure: int = 0,
         choose: Choose | None = None,
         give_up: Callable[[Sequence[int]], bool] | None = None,
     ) -> Written:
         """The text of at most `limit` tokens; see `Text`."""
-        text = Text(self._config, prompt, end, limit=limit, draft=draft, choose=choose, give_up=give_up)
-        # 1. Prompt and draft in one run; slots beyond what is accepted are overwritten.
-        self._position[0] = 0
-        made = self._read(text.read, text.places, text.rules)
-        text.begin(made["next"][0], made["logprob"][0], made["logits"][0])
-        self._position[0] = text.position
-        # 2. One token at a time.
+        text = Text(self._config, prompt, end, limit=limit, draft=draft, sure=sure, choose=choose, give_up=give_up)
         while not text.done:
-            made = self._step(text.tokens[-1])
-            text.add(made["next"][0, 0], made["logprob"][0, 0], made["logits"][0, 0])
+            # Slots beyond what stood are overwritten.
+            self._position[0] = text.position
+            made = self._step(text.read[0]) if text.steps else self._read(text.read, text.places, text.rules)
+            text.take(made["next"][0], made["logprob"][0], made["logits"][0])
         return text.written()
 
     def _read(self, tokens: Sequence[int], places: Sequence[int], rules: Sequence[int]) -> dict[str, NDArray[Any]]:

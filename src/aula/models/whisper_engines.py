@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from aula.backends.hosted import HostedSession
+from aula.backends.hosting.records import Hosting
 from aula.backends.session import Session
 from aula.core.errors import AulaError, BackendError, BundleError, VerificationError
 from aula.core.settings import Settings
@@ -34,14 +36,18 @@ def find_bundle(checkpoint: Checkpoint, settings: Settings, progress: Progress |
     return build(model, store, options, progress=progress)
 
 
-def open_sessions(bundle: Bundle) -> tuple[Session, Session]:
-    """Encoder and decoder."""
-    encoder = bundle.open("encoder")
+def open_sessions(bundle: Bundle, hosting: Hosting | None = None) -> tuple[Session, Session]:
+    """Encoder and decoder; with `hosting` each in a process of its own."""
+    encoder = bundle.open("encoder", hosting=hosting)
     try:
-        return encoder, bundle.open("decoder")
+        decoder = bundle.open("decoder", hosting=hosting)
     except AulaError:
         encoder.close()
         raise
+    if isinstance(decoder, HostedSession):
+        # A sound is not written again, nor are the sounds of several rows once they lie side by side.
+        decoder.steady = frozenset(spec.name for spec in decoder.inputs if spec.name.startswith("cross_"))
+    return encoder, decoder
 
 
 def _candidates(model: Model, store: Store) -> Iterator[Bundle]:

@@ -5,7 +5,7 @@ Thresholds and the order of attempts are those of openai-whisper's `transcribe` 
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class WhisperHearing:
         """Run what a question runs, so that no student waits while weights are put in order."""
         mel = self.mel_stream()
         mel.feed(np.zeros(SPEECH_RATE, dtype=np.float32))
-        attempt = self.alone(self._listen(mel, self.contexts.draft(mel.samples), None, False, ()))
+        attempt = self.alone(self._listen(mel, self.contexts.draft(mel.samples), None, False, False, ()))
         self._decoding.write(attempt.prompt, attempt.end, limit=3)
 
     def share(self, passes: WhisperPasses) -> None:
@@ -96,13 +96,21 @@ class WhisperHearing:
         language: int | None,
         *,
         timestamps: bool = False,
+        translate: bool = False,
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
-    ) -> Work[Heard]:
-        """A hypothesis: one greedy attempt in the smallest context."""
-        attempt = yield from self._listen(mel, self.contexts.draft(mel.samples), language, timestamps, before)
-        written = yield attempt.write(draft)
-        return self._heard(attempt, written, 0.0, 0)
+        sure: int = 0,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> "Work[Heard | None]":
+        """A hypothesis: one greedy attempt in the smallest context. None where it was given up, after the pass in which
+        it came to be too late."""
+        attempt = yield from self._listen(
+            mel, self.contexts.draft(mel.samples), language, timestamps, translate, before
+        )
+        if is_late():
+            return None
+        written = yield attempt.write(draft, sure, is_late=is_late)
+        return None if is_late() else self._heard(attempt, written, 0.0, 0)
 
     def finalising(
         self,
@@ -110,16 +118,21 @@ class WhisperHearing:
         language: int | None,
         *,
         timestamps: bool = False,
+        translate: bool = False,
         before: Sequence[int] = (),
         draft: Sequence[int] = (),
+        sure: int = 0,
     ) -> Work[Heard]:
-        """The text that counts; a draft does not change it. `language` None is found by a multilingual model."""
-        attempt = yield from self._listen(mel, self.contexts.final(mel.samples), language, timestamps, before)
-        written: Written = yield attempt.write(draft)
+        """The text that counts; a draft does not change it (the first `sure` of its tokens are likely to stand).
+        `language` None is found by a multilingual model."""
+        attempt = yield from self._listen(
+            mel, self.contexts.final(mel.samples), language, timestamps, translate, before
+        )
+        written: Written = yield attempt.write(draft, sure)
         runs = written.runs
         if attempt.frames < self.contexts.window and self._suspect(written):
             # A short context may be what is wrong.
-            attempt = yield from self._listen(mel, self.contexts.window, language, timestamps, before)
+            attempt = yield from self._listen(mel, self.contexts.window, language, timestamps, translate, before)
             written = yield attempt.write(written.tokens)
             runs += written.runs
         heated = self._options.temperatures[0]
@@ -132,20 +145,28 @@ class WhisperHearing:
         return self._heard(attempt, written, heated, runs - written.runs)
 
     def draft(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
-        return self.alone(self.drafting(mel, language, **options))
+        heard = self.alone(self.drafting(mel, language, **options))
+        assert heard is not None, "alone it is never late"
+        return heard
 
     def final(self, mel: MelStream, language: int | None, **options: Any) -> Heard:
         return self.alone(self.finalising(mel, language, **options))
 
     def _listen(
-        self, mel: MelStream, frames: int, language: int | None, timestamps: bool, before: Sequence[int]
+        self,
+        mel: MelStream,
+        frames: int,
+        language: int | None,
+        timestamps: bool,
+        translate: bool,
+        before: Sequence[int],
     ) -> "Work[_Attempt]":
         yield Listen(mel.features(frames))
         special = self.tokenizer.special
         if language is None and special.multilingual:
             language, _ = yield FindLanguage(special.start)
         room = self.config.max_target_positions // 2 - 1
-        prompt = special.prompt(language, timestamps=timestamps, before=list(before)[-room:])
+        prompt = special.prompt(language, translate=translate, timestamps=timestamps, before=list(before)[-room:])
         limit = self._options.most_tokens or self.config.max_target_positions // 2
         return _Attempt(self.config, frames, language, prompt, special.end, limit, timestamps)
 
@@ -188,11 +209,22 @@ class _Attempt:
     limit: int
     timestamps: bool
 
-    def write(self, draft: Sequence[int] = (), *, temperature: float = 0.0, seed: int = 0) -> Write:
+    def write(
+        self,
+        draft: Sequence[int] = (),
+        sure: int = 0,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> Write:
+        def give_up(tokens: Sequence[int]) -> bool:
+            return is_loop(tokens) or is_late()
+
         choose: Choose | None = None
         if self.timestamps or temperature:
             choose = HostChoice(self.config, timestamps=self.timestamps, temperature=temperature, seed=seed)
-        return Write(self.prompt, self.end, self.limit, draft, choose, is_loop)
+        return Write(self.prompt, self.end, self.limit, draft, sure, choose, give_up)
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -48,12 +48,14 @@ class Write:
     end: int
     limit: int
     draft: Sequence[int] = ()
+    sure: int = 0
     choose: Choose | None = None
     give_up: Callable[[Sequence[int]], bool] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"limit": self.limit, "draft": self.draft, "choose": self.choose, "give_up": self.give_up}
+        named = ("limit", "draft", "sure", "choose", "give_up")
+        return {name: getattr(self, name) for name in named}
 
 
 Ask = Listen | FindLanguage | Write

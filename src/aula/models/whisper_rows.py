@@ -62,23 +62,25 @@ class WhisperRows:
 
     def language(self, sound: Sound, start: int) -> tuple[int, float]:
         """The likeliest language token and its probability among the languages."""
-        made = self._read(sound, [start], [0], [LANGUAGE])
+        made = self._read(sound, [start], [0], [LANGUAGE], 0, self._empty(1, SLOT_STEP))
         return int(made["next"][0, 0]), float(np.exp(made["logprob"][0, 0]))
 
     def join(self, sound: Sound, text: Text) -> bool:
-        """Read the prompt; False for a text that is at its end with that, and needs no row.
+        """Read the prompt, and of the draft what stands; False for a text that is at its end with that, and needs no
+        row.
 
         Raises EngineError where all rows are taken.
         """
         if self.is_full:
             raise EngineError(f"all {self._most} rows are taken", next_step="wait until step() gives one back")
-        made = self._read(sound, text.read, text.places, text.rules)
-        text.begin(made["next"][0], made["logprob"][0], made["logits"][0])
+        past = self._empty(1, SLOT_STEP)
+        while not (text.done or (text.tokens and text.steps)):
+            past = self._read_on(sound, text, past)
         if text.done:
             return False
         row = len(self)
-        self._reserve(row + 1, len(text.read) + 1)
-        self._past[:, row, :, : len(text.read)] = made["new"][:, 0]
+        self._reserve(row + 1, text.position + 1)
+        self._past[:, row, :, : text.position] = past[:, 0, :, : text.position]
         self._heard[row] = sound.positions
         self._texts.append(text)
         self._sounds.append(sound)
@@ -88,18 +90,31 @@ class WhisperRows:
 
     def step(self) -> list[Text]:
         """One more token for every row. The texts that came to their end leave, and are returned."""
-        if not self._texts:
-            return []
+        for row, text in enumerate(self._texts):
+            while not (text.steps or text.done):
+                self._check_ahead(row, text)
+        ended = [text for text in self._texts if text.done]
+        for text in ended:
+            self.leave(text)
+        return ended + self._step_all() if self._texts else ended
+
+    def _check_ahead(self, row: int, text: Text) -> None:
+        """What of its draft may stand, in a run of its own."""
+        past = self._read_on(self._sounds[row], text, self._past[:, row : row + 1])
+        self._reserve(len(self), text.position + 1)
+        self._past[:, row, :, : text.position] = past[:, 0, :, : text.position]
+
+    def _step_all(self) -> list[Text]:
         rows = len(self)
         for row, text in enumerate(self._texts):
-            self._token[row, 0], self._position[row] = text.tokens[-1], text.position
+            self._token[row, 0], self._position[row] = text.read[0], text.position
         self._reserve(rows, int(self._position[:rows].max()) + 1)
         if not self._inputs:
             self._bind(rows)
         made = self._decoder.borrow(self._inputs)
         for row, text in enumerate(self._texts):
             self._past[:, row, :, text.position] = made["new"][:, row, :, 0]
-            text.add(made["next"][row, 0], made["logprob"][row, 0], made["logits"][row, 0])
+            text.take(made["next"][row], made["logprob"][row], made["logits"][row])
         ended = [text for text in self._texts if text.done]
         for text in ended:
             self.leave(text)
@@ -131,16 +146,31 @@ class WhisperRows:
         """A sound lies elsewhere now (`Sound.keep`)."""
         self._inputs = {}
 
+    def _read_on(self, sound: Sound, text: Text, past: Float32) -> Float32:
+        """The next run of a text alone, as if nobody else were there; its slots with what that wrote into them."""
+        begin, end = text.position, text.position + len(text.read)
+        slots = -(-end // SLOT_STEP) * SLOT_STEP
+        room = self._empty(1, slots)
+        room[:, :, :, :begin] = past[:, :, :, :begin]
+        made = self._read(sound, text.read, text.places, text.rules, begin, room)
+        room[:, :, :, begin:end] = made["new"]
+        text.take(made["next"][0], made["logprob"][0], made["logits"][0])
+        return room
+
     def _read(
-        self, sound: Sound, tokens: Sequence[int], places: Sequence[int], rules: Sequence[int]
+        self,
+        sound: Sound,
+        tokens: Sequence[int],
+        places: Sequence[int],
+        rules: Sequence[int],
+        position: int,
+        past: Float32,
     ) -> dict[str, NDArray[Any]]:
-        """Alone, in as many slots as one utterance has: as if nobody else were there."""
-        slots = -(-len(tokens) // SLOT_STEP) * SLOT_STEP
         given = {"tokens": tokens, "places": places, "rule": rules}
         return self._decoder.borrow(
             {
                 **{name: np.array([array], dtype=np.int64) for name, array in given.items()},
-                **self._named(np.zeros(1, np.int64), np.array([sound.positions]), self._empty(1, slots)),
+                **self._named(np.array([position]), np.array([sound.positions]), past),
                 **sound.cross,
             }
         )

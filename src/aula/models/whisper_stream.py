@@ -5,7 +5,8 @@ own timestamps say; what is done with is dropped, so that hours take the memory 
 
 Hypotheses are made as often as the engine allows, and never so often that sound has to wait: the next one comes when
 twice as much sound has arrived as the last one took. The last of them is the draft of the final text, which is checked
-in one run of the decoder; it saves time where it is right, and never changes the text.
+in one run of the decoder as far as the one before it agrees, and in another where that stood; it saves time where it is
+right, and never changes the text.
 
 When speech pauses the final text itself is made, as if the commit had come: if it comes before any other sound, the
 text is there. A pause is worth that once it has lasted as long as the text is expected to take: so waiting too long
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +41,14 @@ LEAST_REST = SPEECH_RATE // 10
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """`language` is a token, None to find it; `before` are tokens that are likely (see `whisper_bias`). `early`:
-    segments are final as soon as two hypotheses, each made as a final text is, agree on them."""
+    """`language` is a token, None to find it; `translate`: the text is English, whatever is spoken; `before` are tokens
+    that are likely (see `whisper_bias`). `early`: segments are final as soon as two hypotheses, each made as a final
+    text is, agree on them."""
 
     language: int | None = None
     before: tuple[int, ...] = ()
     timestamps: bool = False
+    translate: bool = False
     partials: bool = True
     early: bool = False
 
@@ -68,6 +72,7 @@ class WhisperStream:
     ) -> None:
         self._hearing, self._clock, self._options, self._on_close = hearing, clock, options, on_close
         self._state = _State.OPEN
+        self._hurries = False
         self._mel = hearing.mel_stream()
         self._offset = 0
         """Samples of the sound before the window."""
@@ -87,6 +92,11 @@ class WhisperStream:
     def seconds(self) -> float:
         """Of sound that came so far."""
         return (self._offset + self._mel.samples) / SPEECH_RATE
+
+    def hurry(self) -> None:
+        """The commit comes next: no hypothesis is begun any more, and one under way ends with the pass that runs. From
+        any thread, at any time."""
+        self._hurries = True
 
     def feed(self, samples: Float32) -> Partial:
         return self._hearing.alone(self.feeding(samples))
@@ -108,7 +118,7 @@ class WhisperStream:
                 continue
             self._mel.feed(sound[:room])
             sound = sound[room:]
-        if self._options.partials and self._mel.samples >= self._due:
+        if self._options.partials and not self._hurries and self._mel.samples >= self._due:
             finished += yield from self._refresh()
         return self._partial(finished)
 
@@ -139,7 +149,7 @@ class WhisperStream:
             raise NothingHeardError(
                 "no words could be made out", next_step="say it again, nearer to the microphone, or type it"
             )
-        language = self._languages.most_common(1)[0][0]
+        language = "en" if self._options.translate else self._languages.most_common(1)[0][0]
         return Transcript(text, language, self._sure(), tuple(self._segments))
 
     def close(self) -> None:
@@ -163,14 +173,15 @@ class WhisperStream:
         """A new hypothesis; the segments that it makes final."""
         started = self._clock.now()
         early = self._options.early and self._timed
-        make = self._hearing.finalising if early else self._hearing.drafting
-        heard = yield from make(
-            self._mel,
-            self._options.language,
-            timestamps=self._timed,
-            before=self._options.before,
-            draft=self._hypothesis,
-        )
+        if early:
+            heard = yield from self._finalised(timestamps=True)
+        else:
+            drafted = yield from self._hearing.drafting(
+                self._mel, self._options.language, timestamps=self._timed, is_late=lambda: self._hurries, **self._told
+            )
+            if drafted is None:
+                return ()
+            heard = drafted
         self._agreed = common_start(self._hypothesis, heard.tokens)
         self._hypothesis = heard.tokens
         took = self._clock.now() - started
@@ -201,9 +212,14 @@ class WhisperStream:
             self._mel,
             self._options.language,
             timestamps=timestamps,
-            before=self._options.before,
-            draft=self._hypothesis,
+            **self._told,
         )
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        options = self._options
+        about = {"translate": options.translate, "before": options.before}
+        return {**about, "draft": self._hypothesis, "sure": len(self._agreed)}
 
     def _count(self, heard: Heard, tokens: int) -> None:
         self._languages[self._hearing.tokenizer.language_of(heard.language)] += tokens

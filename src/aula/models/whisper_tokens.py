@@ -82,10 +82,13 @@ class SpecialTokens:
         """Of the languages that the model hears, in the order of their tokens."""
         return LANGUAGES[: len(self.languages)] if self.multilingual else ("en",)
 
-    def prompt(self, language: int | None, *, timestamps: bool = False, before: Sequence[int] = ()) -> list[int]:
-        """What a text begins with; `language` is a token, None for an English-only model. `before` is text that a
-        previous window ended with, or words that are likely."""
-        start = [self.start] if language is None else [self.start, language, self.transcribe]
+    def prompt(
+        self, language: int | None, *, translate: bool = False, timestamps: bool = False, before: Sequence[int] = ()
+    ) -> list[int]:
+        """What a text begins with; `language` is a token, None for an English-only model, which has no tasks either.
+        `translate`: into English. `before` is text that a previous window ended with, or words that are likely."""
+        task = self.translate if translate else self.transcribe
+        start = [self.start] if language is None else [self.start, language, task]
         return [
             *([self.previous, *before] if before else []),
             *start,

@@ -2,10 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aula.backends.hosting.records import hosting_for
+from aula.backends.session import Session
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import BackendError, CheckpointError, SettingsError
 from aula.core.settings import Settings
@@ -18,7 +19,7 @@ from aula.models.whisper_bias import bias_tokens
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
-from aula.models.whisper_engines import close_all, find_bundle, open_sessions
+from aula.models.whisper_engines import find_bundle, open_sessions
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
 from aula.models.whisper_passes import WhisperPasses
 from aula.models.whisper_stream import StreamOptions, WhisperStream
@@ -66,7 +67,7 @@ def find_places(settings: Settings) -> list[Place]:
     if (folder / "config.json").is_file():
         return [_in_folder(folder)]
     repository, _, revision = named.partition("@")
-    pulled = hub.find_pulled(repository, settings.home / "checkpoints", revision or None)
+    pulled = hub.find(repository, settings.home / "checkpoints", revision or None)
     if pulled is not None:
         return [_in_folder(pulled.folder)]
     if folder.exists() or named.count("/") != 1:
@@ -87,11 +88,12 @@ class WhisperTranscriber:
         *,
         clock: Clock | None = None,
         bias: int = 0,
-        close: Callable[[], None] | None = None,
+        sessions: tuple[Session, ...] = (),
     ) -> None:
-        self.hearing, self.passes = hearing, passes
+        """`sessions` are closed with it."""
+        self.hearing, self.passes, self.sessions = hearing, passes, sessions
         hearing.share(passes)
-        self._clock, self._bias, self._close = clock or SystemClock(), bias, close
+        self._clock, self._bias = clock or SystemClock(), bias
         self._terms: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -102,13 +104,14 @@ class WhisperTranscriber:
         """Engines come from the store and are built on first use: in fp32, unless others of the same checkpoint are
         there (`aula build FOLDER --precision int8 --labelled FILE` makes faster ones).
 
-        Raises CheckpointError for what is no whole Whisper, and what fetching and building raise.
+        With `isolate = always` encoder and decoder each have a process of their own. Raises CheckpointError for what is
+        no whole Whisper, and what fetching and building raise.
         """
         checkpoint = Checkpoint(place.folder or _pulled(place.name, settings, progress))
         config = WhisperConfig.from_checkpoint(checkpoint)
         tokenizer = WhisperTokenizer.open(checkpoint, config)
         bundle = find_bundle(checkpoint, settings, progress)
-        sessions = open_sessions(bundle)
+        sessions = open_sessions(bundle, hosting_for(settings, "cpu"))
         decoding = WhisperDecoding(config, *sessions)
         contexts = Contexts.proven_by(bundle.manifest.contexts, config, settings.number("whisper.margin"))
         hearing = WhisperHearing(config, decoding, tokenizer, contexts, HearingOptions())
@@ -121,7 +124,7 @@ class WhisperTranscriber:
             WhisperPasses(config, *sessions, clock, most=MOST_ROWS),
             clock=clock,
             bias=settings.whole("whisper.bias_tokens"),
-            close=lambda: close_all(sessions),
+            sessions=sessions,
         )
 
     def start(self, request: TranscribeRequest, context: Context) -> WhisperStream:
@@ -130,6 +133,7 @@ class WhisperTranscriber:
             language=self.hearing.tokenizer.language_token(context.language),
             before=self._before(request),
             timestamps=request.timestamps,
+            translate=request.translate,
             partials=request.partials,
             early=request.early,
         )
@@ -137,8 +141,8 @@ class WhisperTranscriber:
 
     def close(self) -> None:
         self.passes.close(BackendError("the model was closed", next_step="open another stream"))
-        if self._close is not None:
-            self._close()
+        for session in self.sessions:
+            session.close()
 
     def _before(self, request: TranscribeRequest) -> tuple[int, ...]:
         if not request.vocabulary or not self._bias:
@@ -155,7 +159,7 @@ class WhisperTranscriber:
 
 def _pulled(name: str, settings: Settings, progress: Progress | None) -> Path:
     repository, _, revision = name.partition("@")
-    return hub.pull(repository, settings.home / "checkpoints", revision or None, progress).folder
+    return hub.obtain(repository, settings.home / "checkpoints", revision or None, progress).folder
 
 
 def _is_whisper(folder: Path) -> bool:

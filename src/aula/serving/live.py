@@ -88,6 +88,11 @@ class LiveTranscription(_Live):
         partial: Partial = await self._do(TRANSCRIBE_PAUSE, 1, (self._stream, seconds))
         return partial
 
+    def hurry(self) -> None:
+        """The commit comes next. What is under way for a partial is given up, if the rung can."""
+        if self._is_open and hasattr(self._stream, "hurry"):
+            self._stream.hurry()
+
     async def commit(self) -> Transcript:
         transcript: Transcript = await self._do(TRANSCRIBE_COMMIT, 1, self._stream)
         return transcript

@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import os
+import signal
 import threading
 import weakref
 from functools import partial
@@ -82,6 +84,34 @@ def test_outputs_are_the_caller_s_own_and_any_arrangement_is_read(backend: str, 
     for made in kept[:-1]:
         np.testing.assert_array_equal(made, 2 * frozen)
     assert kept[-1].max() == -2
+
+
+@backends
+def test_a_steady_array_is_sent_once_and_others_each_time(backend: str, tmp_path: Path) -> None:
+    """Whoever breaks the promise sees that nothing was sent."""
+    with open_session(backend, doubling(tmp_path / "model.onnx", "rows", 4), HOSTED) as session:
+        assert isinstance(session, HostedSession)
+        session.steady = frozenset({"x"})
+
+        def made(array: Any) -> float:
+            return float(session.run({"x": array})["y"].max())
+
+        array = np.ones((2, 4), np.float32)
+        assert made(array) == 2
+        array[:] = 5
+        assert made(array) == 2
+        other, larger = array + 1, np.full((700, 4), 7, np.float32)
+        assert [made(other), made(array), made(larger), made(array), made(array)] == [12, 10, 14, 10, 10]
+        array[:] = 9
+        os.kill(session.health().pid, signal.SIGKILL)
+        with pytest.raises((ProcessLostError, ProcessAwayError)):
+            made(array)
+        assert session.wait_ready(60)
+        assert made(array) == 18, "another process has nothing yet"
+        session.settle()
+        session.steady = ()
+        array[:] = 1
+        assert made(array) == 2
 
 
 @backends

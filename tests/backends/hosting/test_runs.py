@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +46,7 @@ class Process(EngineProcess):
         self._serial = 0
         self._answers: deque[Message] = deque()
 
-    def send_run(self, tensors: Tensors, *, reset: bool) -> None:
+    def send_run(self, tensors: Tensors, *, reset: bool, steady: Container[str] = ()) -> None:
         if self.fate == "no memory":
             raise BackendError("no memory", next_step="send less")
         if self.fate == "gone":

@@ -45,6 +45,9 @@ class Engine:
     def answer(self, message: Message) -> tuple[Kind, bytes]:
         if message.kind is Kind.PRECISIONS:
             return Kind.TOLD, encode(self._session.precisions())
+        if message.kind is Kind.SETTLE:
+            self._session.settle()
+            return Kind.TOLD, b""
         if message.reset:
             self._session.reset()
         if message.body != self._last:

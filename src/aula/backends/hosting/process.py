@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from aula.backends.hosting.memory import SharedMemory, lay_out
+from aula.backends.hosting.memory import Place, SharedMemory, lay_out
 from aula.backends.hosting.wire import Kind, Layout, Message, Wire, decode, encode
 from aula.backends.session import Tensors
 from aula.core.errors import BackendError, ProcessHungError, ProcessLostError, ProcessMemoryError
@@ -59,6 +60,9 @@ class EngineProcess:
         self._shapes: list[Any] = []
         self._request = b""
         self._places: list[NDArray[Any]] = []
+        self._laid: dict[str, Place] = {}
+        self._there: dict[str, weakref.ref[NDArray[Any]]] = {}
+        """Which steady arrays lie in the memory already."""
         self._reply = b""
         self._produced: dict[str, NDArray[Any]] = {}
         self._said: deque[str] = deque(maxlen=_LINES)
@@ -111,8 +115,12 @@ class EngineProcess:
             pass  # for somebody who was interrupted while he waited
         return message
 
-    def send_run(self, tensors: Tensors, *, reset: bool) -> None:
-        """Raises BackendError where there is no memory for them, OSError where the process is gone."""
+    def send_run(self, tensors: Tensors, *, reset: bool, steady: Container[str] = ()) -> None:
+        """Of the inputs called `steady`, an array that was sent before is not sent again. Raises BackendError where
+        there is no memory for them, OSError where the process is gone."""
+        if steady:
+            # First, so that they stay where they lie when the others change their sizes.
+            tensors = dict(sorted(tensors.items(), key=lambda item: item[0] not in steady))
         shapes = [(name, array.dtype, array.shape) for name, array in tensors.items()]
         if shapes != self._shapes:
             self._shapes = []
@@ -120,9 +128,16 @@ class EngineProcess:
             self._inputs.grow(size)
             self._places = self._inputs.arrays(places)
             self._request = encode(Layout(places, self._inputs.bytes))
+            laid = {place.name: place for place in places}
+            self._there = {name: there for name, there in self._there.items() if laid.get(name) == self._laid[name]}
+            self._laid = laid
             self._shapes = shapes
-        for place, array in zip(self._places, tensors.values(), strict=True):
+        for place, (name, array) in zip(self._places, tensors.items(), strict=True):
+            if name in steady and name in self._there and self._there[name]() is array:
+                continue
             place[...] = array
+            if name in steady:
+                self._there[name] = weakref.ref(array)
         self.send(Kind.RUN, self._request, reset=reset)
 
     def produced(self, body: bytes) -> dict[str, NDArray[Any]]:

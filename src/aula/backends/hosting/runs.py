@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class Runs:
         self._counting = threading.Lock()
         self._owner = os.getpid()
 
-    def run(self, tensors: Tensors, deadline: float | None) -> dict[str, NDArray[Any]]:
+    def run(self, tensors: Tensors, deadline: float | None, steady: Container[str] = ()) -> dict[str, NDArray[Any]]:
         """Raises DeadlineError, ProcessAwayError, ProcessLostError, and what the engine itself raises."""
         self._count("submitted")
         end = "failed"
@@ -43,7 +43,7 @@ class Runs:
             with self._turn(deadline) as process:
                 self._check_states(process)
                 self._home = process if self._stateful else None
-                answer = self._exchange(process, lambda: self._send(process, tensors), deadline)
+                answer = self._exchange(process, lambda: self._send(process, tensors, steady), deadline)
                 produced = process.produced(answer.body)
             end = "answered"
             return produced
@@ -64,6 +64,10 @@ class Runs:
             answer = self._exchange(process, lambda: process.send(Kind.PRECISIONS), None)
             return decode(answer.body, dict[str, int])
 
+    def settle(self) -> None:
+        with self._turn(None) as process:
+            self._exchange(process, lambda: process.send(Kind.SETTLE), None)
+
     def reset(self) -> None:
         """Before the next run; needs no process, since a new one begins with reset states."""
         self._home, self._doubt, self._reset = None, False, self._stateful
@@ -82,8 +86,8 @@ class Runs:
             shared_bytes=self._keeper.shared_bytes,
         )
 
-    def _send(self, process: EngineProcess, tensors: Tensors) -> None:
-        process.send_run(tensors, reset=self._reset)
+    def _send(self, process: EngineProcess, tensors: Tensors, steady: Container[str]) -> None:
+        process.send_run(tensors, reset=self._reset, steady=steady)
         self._reset = False
 
     def _count(self, what: str) -> None:

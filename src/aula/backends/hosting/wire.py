@@ -5,7 +5,7 @@
     child ->  loaded      what the engine takes and gives; or error
     host  ->  run         where the inputs lie, and how large their memory is now
     child ->  produced    where the outputs lie, likewise; or error
-    host  ->  precisions
+    host  ->  precisions; or settle
     child ->  told
 
 A run's body is the same bytes while sizes are the same, and both sides know the last one.
@@ -43,6 +43,7 @@ class Kind(IntEnum):
     TOLD = 5
     ERROR = 6
     PREPARE = 7
+    SETTLE = 8
 
 
 @dataclass(frozen=True, slots=True)

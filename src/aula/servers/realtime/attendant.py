@@ -87,6 +87,8 @@ class Attendant:
             case Hear() | Finish() | Forget():
                 if isinstance(command, Finish):
                     self._due[command.item_id] = asyncio.get_running_loop().create_future()
+                    if (utterance := self._utterances.get(command.item_id)) is not None:
+                        utterance.turn.hurry()
                 self._line.append(command)
                 self._waiting += len(command.samples) if isinstance(command, Hear) else 0
                 self._more.set()
