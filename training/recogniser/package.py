@@ -48,6 +48,7 @@ def package(result: Path, out: Path, tokens: Path, *, rounded: bool = True) -> C
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     shutil.copyfile(tokens, out / TOKENS)
     save_file(stored(weights) if rounded else _exactly(weights), out / WEIGHTS)
+    (out / WEIGHTS).chmod(0o644)  # it is written for its owner alone
     checkpoint = Checkpoint(out)
     read = CtcConfig.from_checkpoint(checkpoint)
     load_weights(checkpoint, read)

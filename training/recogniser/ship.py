@@ -9,6 +9,7 @@ folder unless another is named. Prints every figure of the issue beside what is 
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from aula.engine.recipe import Model
 from aula.engine.store import Store
 from aula.models.checkpoints import Checkpoint
 from aula.models.ctc import ctc_recipe
+from aula.models.ctc_confidence import Calibration, Evidence
 from aula.models.ctc_config import CtcConfig, load_weights
 from aula.models.ctc_rung import NAME, PACKAGED, open_transcriber
 from aula.models.ctc_task import Labelled
@@ -78,9 +80,13 @@ def ship(result: Path, out: Path, tokens: Path, shared: Path, most: int = 10**9)
         # 2. How sure it may be: fitted on speakers of the dev set and half of the other sounds.
         transcriber = open_transcriber(out, settings)
         fitted = figures.listen(transcriber, [*dev, *other[::2]], OPEN)
-        calibration = calibrate.fit(fitted)
-        add_confidence(checkpoint, calibration.weights, calibration.bias)
         transcriber.close()
+        try:
+            calibration = calibrate.fit(fitted)
+            add_confidence(checkpoint, calibration.weights, calibration.bias)
+        except ValueError as error:
+            print(f"no confidence: {error}", file=sys.stderr)
+            calibration = Calibration((0.0,) * len(Evidence.__slots__), 0.0)
 
         # 3. The engine, gated by people's clips; and as a user's machine builds it.
         drop = gate(checkpoint, settings, [*dev, *test][:: max(1, len([*dev, *test]) // GATE_CLIPS)])

@@ -35,6 +35,8 @@ INNER_SHARE = 0.5
 LOG_EVERY = 50
 PROFILED_STEP = 60
 WATCH_EVERY = 20
+PATIENCE_SECONDS = 90
+"""How long the first step waits for speech that is still being synthesised; a GPU that waits longer learns nothing."""
 
 
 def main() -> None:
@@ -49,10 +51,11 @@ def main() -> None:
     while bank.hours < options.least_hours:
         if not bank.take_new(options.data):
             time.sleep(1)
-        if time.monotonic() - began > 120:
-            raise SystemExit(
-                f"only {bank.hours:.2f} h of speech in {options.data} after two minutes: start the workers"
-            )
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            if not bank.hours:
+                raise SystemExit(f"no speech in {options.data} after a minute and a half: start the workers")
+            print(f"no more than {bank.hours:.2f} h of speech yet, rather than {options.least_hours}: going on")
+            break
     bank.take_new(options.data)
     log = Log(options.out / "log.jsonl")
     log(event="bank", hours=round(bank.hours, 2), clips={kind: len(clips) for kind, clips in bank.kinds.items()},
@@ -101,8 +104,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop this call after so long, to go on in another")
     parser.add_argument("--batch-seconds", type=float, default=800)
     parser.add_argument("--peak", type=float, default=1.5e-3)
-    parser.add_argument("--warm-steps", type=int, default=1000)
-    parser.add_argument("--guided-steps", type=int, default=600, help="with a guess at where each unit is said")
+    parser.add_argument("--warm-steps", type=int, default=600)
+    parser.add_argument("--guided-steps", type=int, default=1200, help="with a guess at where each unit is said")
     parser.add_argument(
         "--average", type=float, default=0.999, help="how slowly the moving average of the weights moves"
     )
