@@ -13,7 +13,7 @@ pytest.importorskip("soxr")
 from aula.models.ctc_beam import Word
 from aula.models.ctc_config import CtcConfig, load_weights
 from tests.models.ctc_small_model import SMALL, small
-from training.recogniser import calibrate, card, figures, package
+from training.recogniser import calibrate, card, figures, package, questions
 from training.recogniser.calibrate import Tried
 from training.recogniser.ship import Row, table
 
@@ -124,10 +124,26 @@ def test_the_table_says_what_is_missed() -> None:
 
 
 def test_the_hundred_questions_are_of_the_course() -> None:
-    rows = figures.questions()
+    rows = questions.questions()
     assert len(rows) == len({row["question"] for row in rows}) == 100
-    course = figures.QUESTIONS.parents[1] / "courses" / "mechanics-en"
+    course = questions.COURSES / "mechanics-en"
     for row in rows:
         assert f"## {row['heading']}\n" in (course / row["document"]).read_text("utf-8")
         assert row["question"].replace("'", "").replace(" ", "").isalpha()
     assert len(figures.course_request().vocabulary) > 500
+
+
+def test_questions_that_were_spoken_elsewhere_are_taken_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.recogniser import shards
+
+    monkeypatch.setattr(questions, "questions", lambda: [{"question": "what is it"}, {"question": "why"}])
+    clips = [shards.Clip("why", "flite:rms", 3), shards.Clip("what is it", "rhvoice:clb", 2)]
+    shards.write(tmp_path, "q", clips, [np.array([1, 2, 3], np.int16), np.array([8192, -8192], np.int16)])
+    spoken = questions.spoken_before(tmp_path)
+    assert [one.groups for one in spoken] == [("rhvoice:clb",), ("flite:rms",)]
+    np.testing.assert_array_equal(spoken[0].sound, [0.25, -0.25])
+    monkeypatch.setattr(questions, "questions", lambda: [{"question": "who"}])
+    with pytest.raises(SystemExit, match="'who'"):
+        questions.spoken_before(tmp_path)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.recogniser.figures import Cost
-from training.recogniser.voices import HELD_OUT
 
 Rates = Mapping[str, tuple[float, int]]
 """Word error rate and clips, by group."""
@@ -41,6 +40,7 @@ class Measured:
 def written(measured: Measured) -> str:
     trained, cost = measured.trained, measured.cost
     hours, minutes = float(trained.get("bank_hours", 0)), float(trained.get("seconds", 0)) / 60
+    rounded = {group: rate for group, rate in measured.shipped.items() if group in measured.whole}
     return f"""# The recogniser that ships
 
 A streaming recogniser of English: log-mel frames, a Conformer of {measured.parameters / 1e6:.1f} million weights that
@@ -59,10 +59,10 @@ perfect, above 1 more is wrong than was said.
 
 {_table(measured.shipped)}
 
-On the same clips the float32 weights have {_all(measured.whole)} in all and int8 has {_all(measured.shipped)}.
+On people's clips the float32 weights have {_all(measured.whole)} in all, and int8 has {_all(rounded)}.
 
 With a course's words: {measured.questions} questions on the mechanics course, spoken by voices never trained on
-({", ".join(HELD_OUT)}): word error rate {_all(measured.in_course)}; the right passage is among
+({", ".join(measured.in_course)}): word error rate {_all(measured.in_course)}; the right passage is among
 the five best for {measured.found:.0%}.
 
 As trained, best path, by how much is heard at once:

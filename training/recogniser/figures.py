@@ -7,10 +7,8 @@ Needs no PyTorch. Texts are heard through `CtcTranscriber`, on the engine that a
 
 import argparse
 import contextlib
-import csv
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -32,25 +30,16 @@ from aula.models.word_errors import word_errors, words
 from aula.serving.memory import resident_bytes
 from training.recogniser.calibrate import Tried
 from training.recogniser.corpora import Recording, recordings
+from training.recogniser.questions import COURSES, Spoken
 from training.recogniser.spelling import said
-from training.recogniser.voices import HELD_OUT, RATE, at_16k, trimmed, voice
+from training.recogniser.voices import RATE, at_16k
 
-QUESTIONS = Path(__file__).parents[2] / "benchmarks" / "spoken_questions.tsv"
 FEED = SPEECH_RATE // 50
 """Samples of 20 ms, as a class sends them."""
 ASKED_SECONDS = 5
 TIMES = 30
 MOST_CLIPS = 400
 """Of one corpus, so that a run takes minutes."""
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """`sound` is float32 at 16 kHz; `group` is a corpus or a voice, with age and gender where they are known."""
-
-    text: str
-    sound: Float32
-    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,32 +86,6 @@ def other_sounds(shared: Path, count: int) -> Iterator[Spoken]:
         yield Spoken("", rng.normal(0, 10 ** rng.uniform(-3, -1), 3 * RATE).astype(np.float32), ("noise",))
 
 
-def questions() -> list[dict[str, str]]:
-    with QUESTIONS.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
-def read_aloud(texts: Sequence[str], voices: Sequence[str] = HELD_OUT) -> list[Spoken]:
-    """Each text in one of the voices in turn; those that are not installed are left out aloud, and none is an error."""
-    speaking = []
-    for name in voices:
-        try:
-            speaker = voice(name)
-            speaker.speak("hello", random.Random(0))
-            speaking.append((name, speaker))
-        except Exception as error:  # whatever a program that is not there gives
-            print(f"without {name}: {error}", file=sys.stderr)
-    if not speaking:
-        raise SystemExit(f"none of {', '.join(voices)} speaks here: install flite, RHVoice or festival")
-    rng = random.Random(8)
-    spoken = []
-    for place, text in enumerate(texts):
-        name, speaker = speaking[place % len(speaking)]
-        sound = trimmed(speaker.speak(text, rng), keep=0.25)
-        spoken.append(Spoken(text, (0.3 / max(1e-3, np.abs(sound).max()) * sound).astype(np.float32), (name,)))
-    return spoken
-
-
 def heard(transcriber: CtcTranscriber, sound: Float32, request: TranscribeRequest) -> list[Word]:
     stream = transcriber.start(request, Context("en"))
     try:
@@ -163,7 +126,7 @@ def found_share(texts: Sequence[str], rows: Sequence[dict[str, str]], settings: 
     encoder = SentenceEncoder.minilm(settings)
     with tempfile.TemporaryDirectory() as folder:
         library = CourseLibrary(Path(folder))
-        library.add(QUESTIONS.parents[1] / "courses" / "mechanics-en", embed=encoder.embed, embedder="minilm")
+        library.add(COURSES / "mechanics-en", embed=encoder.embed, embedder="minilm")
         retriever = Retriever(library.load("mechanics-en"))
         found = 0
         for text, row in zip(texts, rows, strict=True):
@@ -181,7 +144,7 @@ def course_request() -> TranscribeRequest:
     """The project's course, as a dialogue hands it to the recogniser."""
     from aula.assistant.languages import sentences
 
-    folder = QUESTIONS.parents[1] / "courses" / "mechanics-en"
+    folder = COURSES / "mechanics-en"
     lines = [
         line
         for file in sorted(folder.glob("*-*.md"))
