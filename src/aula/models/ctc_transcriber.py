@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -101,23 +102,18 @@ class CtcStream:
         self._heard = Heard(transcriber.hearing)
         self._words: list[Word] = []
         self._segments: list[Segment] = []
+        self._partial = Partial("")
         self._pause = 0
         self._begin_segment(0)
 
     def feed(self, samples: Float32) -> Partial:
+        """The hypothesis is made anew with every chunk, and stays the same between."""
         self._expect_open("feed")
         before = len(self._segments)
         if len(samples):
             finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
             self._take(self._heard.feed(np.clip(finite, -1.0, 1.0)))
-        if not self._request.partials:
-            return Partial("", finished=tuple(self._segments[before:]))
-        spoken = [word.text for word in self._words]
-        return Partial(
-            " ".join([*spoken, *self._beam.text().split()]),
-            stable=" ".join([*spoken, *self._beam.stable().split()]),
-            finished=tuple(self._segments[before:]),
-        )
+        return replace(self._partial, finished=tuple(self._segments[before:]))
 
     def commit(self) -> Transcript:
         """What is left of the last chunk is heard with silence behind it: one or two runs of the engine."""
@@ -142,9 +138,18 @@ class CtcStream:
         self._state = _State.CLOSED
 
     def _take(self, logarithms: Float32) -> None:
-        """Frame by frame, so that where a segment ends does not depend on how the sound was cut."""
         if not len(logarithms):
             return
+        self._search(logarithms)
+        if self._request.partials:
+            spoken = [word.text for word in self._words]
+            self._partial = Partial(
+                " ".join([*spoken, *self._beam.text().split()]),
+                stable=" ".join([*spoken, *self._beam.stable().split()]),
+            )
+
+    def _search(self, logarithms: Float32) -> None:
+        """Frame by frame, so that where a segment ends does not depend on how the sound was cut."""
         silent = np.exp(logarithms[:, self._transcriber.alphabet.blank]) > _SILENT
         first = 0
         for place, is_silent in enumerate(silent):
