@@ -50,14 +50,17 @@ def made(folder: Path, variant: str, **changes: Any) -> Checkpoint:
     config = Wav2Vec2Config.from_checkpoint(checkpoint)
     rng = np.random.default_rng(3)
     size = config.num_conv_pos_embeddings
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         **config.shapes(),
         f"{POSITIONS}.parametrizations.weight.original0": (1, 1, size),
         f"{POSITIONS}.parametrizations.weight.original1": (32, 32 // config.num_conv_pos_embedding_groups, size),
         "wav2vec2.masked_spec_embed": (32,),
     }
     weights = {
-        name: (rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]))) + ("norm" in name and "weight" in name))
+        name: (
+            rng.standard_normal(shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
+            + ("norm" in name and "weight" in name)
+        )
         for name, shape in shapes.items()
     }
     save_file({name: array.astype(np.float32) for name, array in weights.items()}, folder / "model.safetensors")
@@ -140,6 +143,35 @@ def test_sounds_are_normalised_as_the_folder_says(tmp_path: Path) -> None:
     loud = normalised(3 + 5 * sound()[0])
     assert abs(loud.mean()) < 1e-4
     assert loud.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_folder_is_heard_as_a_whole(tmp_path: Path) -> None:
+    from aula.core.types import Context, TranscribeRequest
+    from aula.models.ctc_transcriber import CtcTranscriber
+    from aula.models.ctc_whole import WholeHearing
+
+    checkpoint = made(tmp_path, "base")
+    config = Wav2Vec2Config.from_checkpoint(checkpoint)
+    save_model(write_wav2vec2(config, load_weights(checkpoint, config)), tmp_path / "w.onnx")
+    with open_session("onnxruntime", tmp_path / "w.onnx") as session:
+        hearing = WholeHearing(session, config, normalises=True)
+        stream = CtcTranscriber(hearing, read_alphabet(checkpoint, config)).start(TranscribeRequest(), Context("en"))
+        spoken = sound(5000)[0] / 8
+        assert stream.feed(spoken[:1000]).text == stream.feed(spoken[1000:]).text == ""
+        transcript = stream.commit()
+        assert transcript.text
+        assert transcript.words[-1].end <= 5000 / 16000
+        assert len(hearing.whole(np.zeros(1, np.float32))) == config.frames(4000)
+        assert len(hearing.whole(np.zeros(16000 * 21, np.float32))) == config.frames(320_000) + config.frames(16_000)
+
+
+def test_other_recognisers_are_refused_with_what_is_read(tmp_path: Path) -> None:
+    from aula.models.ctc_rung import recipe_of
+
+    (tmp_path / "config.json").write_text('{"model_type": "parakeet_ctc"}')
+    with pytest.raises(CheckpointError, match="parakeet_ctc") as failure:
+        recipe_of(Checkpoint(tmp_path), "p")
+    assert failure.value.available == ("aula-ctc", "wav2vec2")
 
 
 def test_it_is_a_recipe(tmp_path: Path) -> None:

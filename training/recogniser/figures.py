@@ -25,7 +25,7 @@ from aula.core.settings import Settings, load_settings
 from aula.core.types import SPEECH_RATE, Context, Float32, TranscribeRequest
 from aula.models.ctc_beam import Word
 from aula.models.ctc_rung import open_transcriber
-from aula.models.ctc_transcriber import FRAME_SECONDS, CtcTranscriber
+from aula.models.ctc_transcriber import CtcTranscriber
 from aula.models.word_errors import word_errors, words
 from aula.serving.memory import resident_bytes
 from training.recogniser.calibrate import Tried
@@ -88,13 +88,14 @@ def other_sounds(shared: Path, count: int) -> Iterator[Spoken]:
 
 def heard(transcriber: CtcTranscriber, sound: Float32, request: TranscribeRequest) -> list[Word]:
     stream = transcriber.start(request, Context("en"))
+    frame = transcriber.hearing.frame_seconds
     try:
         stream.feed(sound)
         transcript = stream.commit()
     except NothingHeardError:
         return []
     return [
-        Word(word.text, round(word.start / FRAME_SECONDS), round(word.end / FRAME_SECONDS), word.confidence)
+        Word(word.text, round(word.start / frame), round(word.end / frame), word.confidence)
         for word in transcript.words
     ]
 

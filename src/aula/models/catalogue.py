@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aula.core.errors import CheckpointError, DownloadError, EngineError, ModelNotFoundError
-from aula.core.types import Licence
 from aula.engine.precision import Progress
 from aula.engine.profiles import read_profiles
 from aula.engine.recipe import Model, Recipe
-from aula.models import bert, ctc, ctc_rung, ctc_task, efficientnet, hub, sentences, whisper
+from aula.models import bert, ctc_rung, ctc_task, efficientnet, hub, sentences, whisper
 from aula.models import efficientnet_examples as pictures
 from aula.models.checkpoints import Checkpoint
-from aula.models.ctc_config import KIND
 
 NAMES = ("minilm", "recogniser")
 """Models that need no checkpoint."""
@@ -52,7 +50,7 @@ def find_model(
         calibration, task = sentences.evidence(bert.minilm_checkpoint(), evidence.calibrate, evidence.labelled)
         return _with_profiles(Model.of(bert.minilm_recipe(calibration=calibration, task=task)), profiles)
     if name == ctc_rung.NAME:
-        recipe = _recogniser(ctc_rung.packaged_checkpoint(), name, evidence, ctc_rung.LICENCES)
+        recipe = _recogniser(ctc_rung.packaged_checkpoint(), name, evidence)
         return _with_profiles(Model.of(recipe), profiles)
     if path.suffix == ".onnx":
         return _onnx_file(path, evidence, profiles)
@@ -104,11 +102,11 @@ def _checkpoint(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Model:
         return whisper.whisper_model(checkpoint, name, clips=evidence.labelled, calibrate=evidence.calibrate)
     if kind == "bert":
         return Model.of(_bert(checkpoint, name, evidence))
-    if kind == KIND:
+    if kind in ctc_rung.KINDS:
         return Model.of(_recogniser(checkpoint, name, evidence))
     raise CheckpointError(
         f"{checkpoint.folder} holds the architecture {kind!r}, for which there is no recipe",
-        available=("bert", "whisper", "efficientnet", KIND),
+        available=("bert", "whisper", "efficientnet", *ctc_rung.KINDS),
         next_step=f"write it as ONNX and build that: aula export {checkpoint.folder} {name}.onnx",
     )
 
@@ -119,10 +117,10 @@ def _bert(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
     return bert.bert_recipe(checkpoint, name, calibration=calibration, task=task)
 
 
-def _recogniser(checkpoint: Checkpoint, name: str, evidence: Evidence, licences: tuple[Licence, ...] = ()) -> Recipe:
+def _recogniser(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
     """Judged on labelled clips, or on this project's questions in synthetic voices."""
     labelled = ctc_task.listed(evidence.labelled) if evidence.labelled else None
-    return ctc.ctc_recipe(checkpoint, name, labelled=labelled, licences=licences)
+    return ctc_rung.recipe_of(checkpoint, name, labelled)
 
 
 def _pictures(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:

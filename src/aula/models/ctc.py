@@ -20,6 +20,7 @@ from aula.models import ctc_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.ctc_config import BINS, KIND, SUBSAMPLING, TOKENS, CtcConfig, load_weights, read_alphabet
 from aula.models.ctc_graph import LONGEST_CHUNK, state_shapes, write_recogniser
+from aula.models.ctc_hearing import CtcHearing
 from aula.models.ctc_reference import CtcReference
 
 MOST_ROWS = 8
@@ -63,7 +64,11 @@ def ctc_recipe(
         rows="rows",
         task=None
         if seeded
-        else lambda: ctc_task.task(config, read_alphabet(checkpoint, config.units), labelled or ctc_task.spoken()),
+        else lambda: ctc_task.task(
+            lambda session: CtcHearing(session, config).whole,
+            read_alphabet(checkpoint, config.units),
+            labelled or ctc_task.spoken(),
+        ),
         written={"int8": lambda: write_recogniser(config, weights(), int8_weights=True)},
         dynamic_quantisation=config.width,
         seeded=seeded,

@@ -1,7 +1,7 @@
 """Sound to logarithms of probabilities, chunk by chunk, on one engine that all streams share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,27 @@ from aula.models.ctc_config import SUBSAMPLING, CtcConfig
 from aula.models.ctc_graph import first_states
 from aula.models.ctc_mel import log_mel, samples_for
 from aula.models.whisper_mel import HOP, WINDOW
+
+
+class Hears(Protocol):
+    """One sound on its way: natural logarithms [frames, units] of what became certain."""
+
+    def feed(self, samples: Float32) -> Float32: ...
+
+    def end(self) -> Float32: ...
+
+
+class Hearing(Protocol):
+    """A model that hears, whichever."""
+
+    def begin(self) -> Hears: ...
+
+    @property
+    def frame_seconds(self) -> float: ...
+
+    @property
+    def backend(self) -> str: ...
+
 
 TAIL_MS = 160
 """Silence after the last sound, as in the training, so that a last word is heard to end."""
@@ -30,6 +51,13 @@ class CtcHearing:
     @property
     def backend(self) -> str:
         return self._session.backend
+
+    @property
+    def frame_seconds(self) -> float:
+        return SUBSAMPLING * HOP / SPEECH_RATE
+
+    def begin(self) -> "Heard":
+        return Heard(self)
 
     @property
     def mel_frames(self) -> int:

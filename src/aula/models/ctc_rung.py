@@ -6,25 +6,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from aula.backends.session import Session
-from aula.core.errors import AulaError, BackendError, ModelNotFoundError, SettingsError, VerificationError
+from aula.core.errors import (
+    AulaError,
+    BackendError,
+    CheckpointError,
+    ModelNotFoundError,
+    SettingsError,
+    VerificationError,
+)
 from aula.core.settings import Settings
 from aula.core.types import Capability, Licence, RungInfo
 from aula.engine.build import BuildOptions, build
 from aula.engine.bundle import Bundle
 from aula.engine.precision import Progress
-from aula.engine.recipe import Model
+from aula.engine.recipe import Model, Recipe
 from aula.engine.store import Store
+from aula.models import wav2vec2, wav2vec2_task
 from aula.models.checkpoints import WEIGHTS, Checkpoint
 from aula.models.ctc import ctc_recipe
 from aula.models.ctc_confidence import Calibration
-from aula.models.ctc_config import CtcConfig, read_alphabet
+from aula.models.ctc_config import KIND, CtcConfig, read_alphabet
 from aula.models.ctc_hearing import CtcHearing
+from aula.models.ctc_task import Labelled
 from aula.models.ctc_transcriber import CtcTranscriber
+from aula.models.ctc_whole import WholeHearing
 
 NAME = "recogniser"
 PACKAGED = Path(__file__).parent / NAME
 """Where the weights lie that ship: see CARD.md there."""
 LICENCES = (Licence("the recogniser", "Apache-2.0", "trained here from free voices and speechocean762: see its card"),)
+KINDS = (KIND, wav2vec2.KIND)
+"""What config.json may call a recogniser's architecture."""
 NONE = "none"
 """The setting `recogniser` of those who want none."""
 
@@ -67,32 +79,54 @@ def open_transcriber(folder: Path, settings: Settings, progress: Progress | None
     """The engine comes from the store and is built on first use, int8 beside fp32: what is faster and loses no words
     stays. Raises CheckpointError for what is no whole recogniser, and what building raises."""
     checkpoint = Checkpoint(folder)
-    config = CtcConfig.from_checkpoint(checkpoint)
-    alphabet = read_alphabet(checkpoint, config.units)
-    calibration = Calibration.read(checkpoint.read_json("config.json"))
-    session = open_engine(checkpoint, settings, progress)
-    hearing = CtcHearing(session, config)
+    raw = checkpoint.read_json("config.json")
+    calibration = Calibration.read(raw)
+    recipe = recipe_of(checkpoint, NAME if folder == PACKAGED else folder.resolve().name)
+    hearing: CtcHearing | WholeHearing
+    if raw.get("model_type") == wav2vec2.KIND:
+        letters = wav2vec2.Wav2Vec2Config.from_checkpoint(checkpoint)
+        alphabet = wav2vec2.read_alphabet(checkpoint, letters)
+        session = open_engine(recipe, settings, progress, None)
+        hearing = WholeHearing(session, letters, normalises=wav2vec2.normalises(checkpoint))
+    else:
+        config = CtcConfig.from_checkpoint(checkpoint)
+        alphabet = read_alphabet(checkpoint, config.units)
+        session = open_engine(recipe, settings, progress, "chunk")
+        hearing = CtcHearing(session, config)
     hearing.warm()
     session.settle()
     return CtcTranscriber(hearing, alphabet, calibration, close=session.close)
 
 
-def open_engine(checkpoint: Checkpoint, settings: Settings, progress: Progress | None = None) -> Session:
-    """Compiled for a stream's chunk."""
+def recipe_of(checkpoint: Checkpoint, name: str, labelled: Labelled | None = None) -> Recipe:
+    """By what config.json says. Raises CheckpointError for another architecture."""
+    kind = checkpoint.read_json("config.json").get("model_type")
+    if kind == KIND:
+        licences = LICENCES if checkpoint.folder == PACKAGED else ()
+        return ctc_recipe(checkpoint, name, labelled=labelled, licences=licences)
+    if kind == wav2vec2.KIND:
+        return wav2vec2_task.judged(checkpoint, name, labelled)
+    raise CheckpointError(
+        f"{checkpoint.folder} holds the architecture {kind!r}, which is no CTC recogniser that is read here",
+        available=KINDS,
+        next_step="choose a checkpoint of one of these; of Parakeet and others the ONNX export can be served as it is",
+    )
+
+
+def open_engine(recipe: Recipe, settings: Settings, progress: Progress | None, profile: str | None) -> Session:
+    """Compiled for a profile, or for all sizes."""
     store = Store(settings.home / "engines")
     options = BuildOptions(("fp32", "int8"), threads=settings.whole("threads"))
-    licences = LICENCES if checkpoint.folder == PACKAGED else ()
-    name = NAME if checkpoint.folder == PACKAGED else checkpoint.folder.resolve().name
-    model = Model.of(ctc_recipe(checkpoint, name, licences=licences))
+    model = Model.of(recipe)
 
     def made(options: BuildOptions) -> Bundle:
         return build(model, store, options, progress=progress)
 
     bundle = _first_of(lambda: made(options), lambda: made(replace(options, precisions=("fp32",))))
     with suppress(VerificationError, BackendError):
-        return bundle.open(profile="chunk")
+        return bundle.open(profile=profile)
     # Damaged on disk since it was proven: build it anew, once.
-    return made(replace(options, rebuild=True)).open(profile="chunk")
+    return made(replace(options, rebuild=True)).open(profile=profile)
 
 
 def _first_of(wanted: Callable[[], Bundle], plain: Callable[[], Bundle]) -> Bundle:

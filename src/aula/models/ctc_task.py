@@ -16,8 +16,6 @@ from aula.core.settings import load_settings
 from aula.core.types import SPEECH_RATE, Context, Float32, Intent, SpeakRequest
 from aula.engine.recipe import Task
 from aula.models.ctc_beam import Alphabet, best_path
-from aula.models.ctc_config import CtcConfig
-from aula.models.ctc_hearing import CtcHearing
 from aula.models.labels import task_digest
 from aula.models.whisper_clips import digest, read_clips
 from aula.models.whisper_task import METRIC, enough
@@ -70,10 +68,12 @@ def _read_aloud(texts: Sequence[str]) -> Iterator[tuple[Float32, str]]:
         yield np.asarray(sound, np.float32), " ".join(words_of(text))
 
 
-def task(config: CtcConfig, alphabet: Alphabet, labelled: Labelled) -> Task:
+def task(hear: Callable[[Session], Callable[[Float32], Float32]], alphabet: Alphabet, labelled: Labelled) -> Task:
+    """`hear` gives what makes a whole sound's logarithms with a session."""
+
     def evaluate(session: Session) -> float:
-        hearing = CtcHearing(session, config)
-        pairs = [(text, alphabet.text(best_path(hearing.whole(sound), alphabet))) for sound, text in labelled.sounds()]
+        heard = hear(session)
+        pairs = [(text, alphabet.text(best_path(heard(sound), alphabet))) for sound, text in labelled.sounds()]
         return 1 - word_error_rate(pairs)
 
     spelled = hashlib.sha256("\n".join(alphabet.tokens).encode()).hexdigest()

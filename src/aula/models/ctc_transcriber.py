@@ -10,7 +10,6 @@ import numpy as np
 
 from aula.core.errors import NothingHeardError, UnsupportedLanguageError
 from aula.core.types import (
-    SPEECH_RATE,
     UNKNOWN_LANGUAGE,
     Context,
     Float32,
@@ -22,13 +21,10 @@ from aula.core.types import (
 )
 from aula.models.ctc_beam import Alphabet, Beam, BeamOptions, Word, WordScores
 from aula.models.ctc_confidence import Calibration
-from aula.models.ctc_config import SUBSAMPLING
-from aula.models.ctc_hearing import CtcHearing, Heard
+from aula.models.ctc_hearing import Hearing
 from aula.models.ngrams import estimate
 from aula.models.questions import question_sets
-from aula.models.whisper_mel import HOP
 
-FRAME_SECONDS = SUBSAMPLING * HOP / SPEECH_RATE
 PAUSE_FRAMES = 20
 """Without a word, after which a segment ends."""
 LONG_FRAMES = 750
@@ -44,7 +40,7 @@ class CtcTranscriber:
 
     def __init__(
         self,
-        hearing: CtcHearing,
+        hearing: Hearing,
         alphabet: Alphabet,
         calibration: Calibration | None = None,
         *,
@@ -99,7 +95,7 @@ class CtcStream:
     def __init__(self, transcriber: CtcTranscriber, scores: WordScores | None, request: TranscribeRequest) -> None:
         self._transcriber, self._scores, self._request = transcriber, scores, request
         self._state = _State.OPEN
-        self._heard = Heard(transcriber.hearing)
+        self._heard = transcriber.hearing.begin()
         self._words: list[Word] = []
         self._segments: list[Segment] = []
         self._partial = Partial("")
@@ -131,7 +127,7 @@ class CtcStream:
             "en",
             calibration.confidence(self._words) if calibration is not None else None,
             tuple(self._segments) if self._request.timestamps else (),
-            tuple(map(_in_seconds, self._words)),
+            tuple(_in_seconds(word, self._transcriber.hearing.frame_seconds) for word in self._words),
         )
 
     def close(self) -> None:
@@ -173,7 +169,7 @@ class CtcStream:
         ]
         if words:
             self._words += words
-            self._segments.append(_segment(words))
+            self._segments.append(_segment(words, self._transcriber.hearing.frame_seconds))
         self._begin_segment(self._began + self._beam.frames)
 
     def _expect_open(self, action: str) -> None:
@@ -181,11 +177,11 @@ class CtcStream:
             raise RuntimeError(f"cannot {action} a stream that is {self._state.value}; start a new one")
 
 
-def _segment(words: Sequence[Word]) -> Segment:
+def _segment(words: Sequence[Word], frame: float) -> Segment:
     text = " ".join(word.text for word in words)
-    return Segment(round(words[0].start * FRAME_SECONDS, 2), round(words[-1].end * FRAME_SECONDS, 2), text)
+    return Segment(round(words[0].start * frame, 2), round(words[-1].end * frame, 2), text)
 
 
-def _in_seconds(word: Word) -> HeardWord:
-    start, end = (round(frame * FRAME_SECONDS, 2) for frame in (word.start, word.end))
+def _in_seconds(word: Word, frame: float) -> HeardWord:
+    start, end = (round(place * frame, 2) for place in (word.start, word.end))
     return HeardWord(word.text, start, end, round(word.confidence, 4))
