@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-deps
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 	--no-emit-package openvino-telemetry
 
-.PHONY: help demo test thorough lint format lock docs soak bench clean
+.PHONY: help demo test thorough lint format lock docs soak bench clean train-recogniser ship-recogniser
 
 help:
 	@echo "make demo     install what is needed, build the engines, answer three spoken questions"
@@ -17,6 +17,8 @@ help:
 	@echo "make docs     write the generated pages (docs/cli.md, docs/metrics.md, docs/settings.md) anew"
 	@echo "make soak     ten minutes of everything at once on the runtime; a seed replays what broke"
 	@echo "make bench    measure the turn on this machine"
+	@echo "make train-recogniser SHARED=data WORK=folder   train the recogniser anew, on a machine with a GPU"
+	@echo "make ship-recogniser SHARED=data RESULT=folder  a training's result to the package: engine, figures, card"
 	@echo "make lock     resolve the locked requirements anew"
 	@echo "make clean    remove .venv and caches"
 
@@ -46,6 +48,31 @@ soak: .venv/dev.stamp
 
 bench: .venv/run.stamp
 	@$(BIN)/python -m benchmarks.turn
+
+# See training/recogniser/README.md; SHARED is the folder of people's speech, WORK takes everything that is made.
+TRAIN := OMP_NUM_THREADS=4 PYTHONPATH=src:. $(BIN)/python -m training.recogniser
+MINUTES ?= 13.5
+HOURS ?= 20
+
+train-recogniser: .venv/run.stamp
+	@test -d "$(SHARED)" && test -n "$(WORK)" || { echo "Say where: make $@ SHARED=data WORK=folder" >&2; exit 2; }
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet "torch>=2.8"
+	$(TRAIN).texts $(WORK)/texts --shared $(SHARED) --courses courses
+	$(TRAIN).tokens $(WORK)/texts/train.tsv $(WORK)/texts/tokens.json
+	$(TRAIN).corpora $(WORK)/people --shared $(SHARED)
+	$(TRAIN).synthesise $(WORK)/speech --texts $(WORK)/texts/train.tsv --voices espeak --hours $(HOURS)
+	-$(TRAIN).synthesise $(WORK)/speech --texts $(WORK)/texts/train.tsv --voices flite:awb flite:slt --hours $(HOURS)
+	$(TRAIN).train $(WORK)/run --tokens $(WORK)/texts/tokens.json --data $(WORK)/people/train $(WORK)/speech \
+	  --dev $(WORK)/people/dev --total-minutes $(MINUTES)
+	$(TRAIN).evaluate $(WORK)/run --tokens $(WORK)/texts/tokens.json --data $(WORK)/people/test \
+	  --chunk 8 16 32 > $(WORK)/run/report.jsonl
+	@echo "Next: make ship-recogniser SHARED=$(SHARED) RESULT=$(WORK)/run TOKENS=$(WORK)/texts/tokens.json"
+
+TOKENS ?= $(RESULT)/tokens.json
+
+ship-recogniser: .venv/run.stamp
+	@test -f "$(RESULT)/config.json" || { echo "Say which: make $@ SHARED=data RESULT=folder" >&2; exit 2; }
+	$(TRAIN).ship $(RESULT) --tokens $(TOKENS) --shared $(SHARED) $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 lock: .venv/dev.stamp
 	@$(BIN)/python -m pip install --quiet uv

@@ -25,6 +25,7 @@ RECORDS = [
     "Citation",
     "Context",
     "DetectRequest",
+    "HeardWord",
     "Intent",
     "Licence",
     "Outcome",

@@ -34,7 +34,7 @@ def test_what_is_nowhere_is_said_to_be(name: str) -> None:
         find_model(name)
     with pytest.raises(ModelNotFoundError) as failure:
         find_model("no-such-model")
-    assert failure.value.available == ("minilm",)
+    assert failure.value.available == ("minilm", "recogniser")
 
 
 def test_a_pulled_checkpoint_bears_its_name_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

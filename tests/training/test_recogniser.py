@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("soxr")
 
-from training.recogniser import shards, spelling, tokens, weights  # noqa: E402
+from training.recogniser import schedule, shards, spelling, tokens, weights  # noqa: E402
 from training.recogniser.augment import Augmenter  # noqa: E402
 from training.recogniser.bank import Bank, frames_of, padded  # noqa: E402
 from training.recogniser.features import BINS, frames, log_mel, mel_filters  # noqa: E402
@@ -109,6 +109,31 @@ def test_a_frame_depends_on_its_chunk_and_the_past_only() -> None:
         here, there = model(mel)[-1], model(other)[-1]
     assert torch.equal(here[:, :16], there[:, :16])
     assert not torch.allclose(here[:, 16:], there[:, 16:])
+
+
+def test_clips_get_harder_only_after_alignments_were_found(tokenizer: Any, folder: Any, tmp_path: Any) -> None:
+    lessons = schedule.Lessons()
+    lessons.heed(4.9, 0.05)
+    assert lessons.at(0.1) == 0
+    assert schedule.strength(lessons.at(0.1)) == 0
+    lessons.heed(2.9, 0.1)
+    lessons.heed(4.0, 0.15)
+    assert lessons.at(0.25) == pytest.approx(0.15)
+    late = schedule.Lessons()
+    late.heed(4.9, schedule.MOST_HELD)
+    assert late.at(schedule.MOST_HELD + 0.1) == pytest.approx(0.1)
+
+
+def test_what_was_found_is_kept_over_an_interruption(tokenizer: Any, folder: Any, tmp_path: Any) -> None:
+    training = new_training(tokenizer, folder)
+    training.lessons.heed(1.0, 0.02)
+    other = new_training(tokenizer, folder)
+    other.restore(training.state())
+    assert other.lessons.at(0.03) == pytest.approx(0.01)
+    training.export(tmp_path / "out")
+    third = new_training(tokenizer, folder)
+    third.start_from(tmp_path / "out")
+    assert third.lessons.at(0.03) == pytest.approx(0.01)
 
 
 def test_losses_weigh_all_outputs(tokenizer: Any, folder: Any) -> None:

@@ -97,7 +97,9 @@ class Augmenter:
         noise_power = noise.abs().square().mean(1).clamp_min(1e-9)
         speech_power = sound.square().mean(1) * size  # by Parseval, what a bin holds on average
         noisy = self._chosen(batch, 0.75 * strength, dice) > 0
-        ratio = torch.where(noisy, self._between(batch, 5, 40, dice), 55.0)
+        # Some microphones close their gate between words, so that what is not speech is nothing at all.
+        gated = self._chosen(batch, 0.25, dice) > 0
+        ratio = torch.where(noisy, self._between(batch, 5, 40, dice), torch.where(gated, 200.0, 55.0))
         gain = (speech_power / noise_power * 10 ** (-ratio / 10)).sqrt()
         return noise * gain[:, None]
 

@@ -60,8 +60,10 @@ def hear(
     filters = mel_filters().to(device)
     for which in in_order(bank, torch.arange(min(most, len(kept))).numpy(), 240):
         batch = bank.batch(which, None, 0)
+        # As in the training, the front end is not rounded to sixteen bits: outside of the context.
+        mel = log_mel(batch.sound, filters)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            said = model(log_mel(batch.sound, filters), chunk)[-1]
+            said = model(mel, chunk)[-1]
         for row, clip in enumerate(which):
             best = said[row, : batch.frame_counts[row]].argmax(-1).tolist()
             yield Heard(kept[clip], tokens.greedy(tokenizer, best))

@@ -1,4 +1,7 @@
-"""Everything that changes as training goes on, as functions of progress from 0 to 1."""
+"""Everything that changes as training goes on, as functions of progress from 0 to 1.
+
+What is heard (`longest_clip`, `strength`, `shares`) is a function of the progress since CTC found its alignments.
+"""
 
 import math
 from dataclasses import dataclass
@@ -32,6 +35,28 @@ class Schedule:
 def guidance(step: int, steps: int) -> float:
     """How much of the loss is a guess at where the units are said: most at first, nothing after so many steps."""
     return 0.8 * max(0.0, 1 - step / steps) if steps else 0.0
+
+
+FOUND = 3.0
+"""Nats a unit. All blanks, which CTC learns first, cost about 5; under this it has found where units are said."""
+
+MOST_HELD = 0.25
+"""Of the training: what does not get there by then goes on without waiting."""
+
+
+class Lessons:
+    """How far what is heard has got, from 0 to 1: short, clear and clean until CTC has found its alignments, however
+    long that takes; from there on as the training goes on."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def heed(self, loss: float, progress: float) -> None:
+        if self.began is None and (loss < FOUND or progress >= MOST_HELD):
+            self.began = progress
+
+    def at(self, progress: float) -> float:
+        return 0.0 if self.began is None else progress - self.began
 
 
 def longest_clip(progress: float) -> float:

@@ -35,6 +35,8 @@ INNER_SHARE = 0.5
 LOG_EVERY = 50
 PROFILED_STEP = 60
 WATCH_EVERY = 20
+PATIENCE_SECONDS = 90
+"""How long the first step waits for speech that is still being synthesised; a GPU that waits longer learns nothing."""
 
 
 def main() -> None:
@@ -49,10 +51,11 @@ def main() -> None:
     while bank.hours < options.least_hours:
         if not bank.take_new(options.data):
             time.sleep(1)
-        if time.monotonic() - began > 120:
-            raise SystemExit(
-                f"only {bank.hours:.2f} h of speech in {options.data} after two minutes: start the workers"
-            )
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            if not bank.hours:
+                raise SystemExit(f"no speech in {options.data} after a minute and a half: start the workers")
+            print(f"no more than {bank.hours:.2f} h of speech yet, rather than {options.least_hours}: going on")
+            break
     bank.take_new(options.data)
     log = Log(options.out / "log.jsonl")
     log(event="bank", hours=round(bank.hours, 2), clips={kind: len(clips) for kind, clips in bank.kinds.items()},
@@ -101,8 +104,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop this call after so long, to go on in another")
     parser.add_argument("--batch-seconds", type=float, default=800)
     parser.add_argument("--peak", type=float, default=1.5e-3)
-    parser.add_argument("--warm-steps", type=int, default=1000)
-    parser.add_argument("--guided-steps", type=int, default=600, help="with a guess at where each unit is said")
+    parser.add_argument("--warm-steps", type=int, default=600)
+    parser.add_argument("--guided-steps", type=int, default=1200, help="with a guess at where each unit is said")
     parser.add_argument(
         "--average", type=float, default=0.999, help="how slowly the moving average of the weights moves"
     )
@@ -138,6 +141,7 @@ class Training:
         self.schedule = schedule.Schedule(options.peak, options.warm_steps, options.steps, minutes and minutes * 60)
         self.augmenter = Augmenter(device)
         self.draws = Draws(bank, options.seed, options.batch_seconds)
+        self.lessons = schedule.Lessons()
         self.step = 0
         self.seconds = 0.0
         self._warmed_from = 0
@@ -164,8 +168,10 @@ class Training:
         self.step += 1
         if self.step % LOG_EVERY == 0:
             mean = torch.stack(self._recent).double().mean(0).tolist()
+            self.lessons.heed(mean[0], progress)
             now = time.monotonic()
-            log(step=self.step, progress=round(progress, 4), loss=round(mean[0], 4), gradient=round(mean[1], 3),
+            log(step=self.step, progress=round(progress, 4), lesson=round(self.lessons.at(progress), 4),
+                loss=round(mean[0], 4), gradient=round(mean[1], 3),
                 rate=self.optimiser.param_groups[0]["lr"], minutes=round(self.seconds / 60, 3),
                 step_ms=round((now - self._clock) / len(self._recent) * 1000, 1),
                 speed=round(self._speech / (now - self._clock)), bank_hours=round(self.bank.hours, 2))  # fmt: skip
@@ -173,12 +179,14 @@ class Training:
         self.seconds += time.monotonic() - began
 
     def _learn(self, progress: float) -> tuple[Tensor, Tensor]:
+        """CTC's loss alone, and the gradient's norm."""
         torch.manual_seed((self.options.seed << 32) + self.step)
         chunk = CHUNKS[int(torch.randint(len(CHUNKS), ()))]
-        mel, batch = self._spoilt_batch(self.draws.next(progress), schedule.strength(progress), self.step)
+        lesson = self.lessons.at(progress)
+        mel, batch = self._spoilt_batch(self.draws.next(lesson), schedule.strength(lesson), self.step)
         with self._autocast():
             said = self.model(mel, chunk)
-        loss = mixed_loss(said, batch)
+        loss = heard = mixed_loss(said, batch)
         if (share := schedule.guidance(self.step - self._warmed_from, self.options.guided_steps)) > 0:
             loss = (1 - share) * loss + share * guided_loss(said, batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -191,7 +199,7 @@ class Training:
         self.optimiser.step()
         self._move_average()
         self._speech += batch.sound.numel() / 16000
-        return loss.detach(), norm.detach()
+        return heard.detach(), norm.detach()
 
     def _spoilt_batch(self, which: Any, strength: float, number: int) -> tuple[Tensor, Batch]:
         dice = torch.Generator(self.device).manual_seed((self.options.seed << 32) + number)
@@ -224,6 +232,7 @@ class Training:
             "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(), "draws": self.draws.state(), "step": self.step,
             "seconds": self.seconds, "warmed_from": self._warmed_from, "recent": self._recent,
+            "lessons": self.lessons.began,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -233,6 +242,7 @@ class Training:
         self.draws.restore(state["draws"], len(self.bank.starts))
         self.step, self.seconds, self._warmed_from = state["step"], state["seconds"], state["warmed_from"]
         self._recent = state["recent"]
+        self.lessons.began = state["lessons"]
 
     def start_from(self, folder: Path) -> None:
         """From exported weights: the optimiser has forgotten, so the rate warms up again."""
@@ -242,10 +252,12 @@ class Training:
         self.average.load_state_dict(exported)
         self.step = self._warmed_from = notes["step"]
         self.seconds = notes["seconds"]
+        self.lessons.began = notes["lessons"]
         self.draws = Draws(self.bank, self.options.seed + self.step, self.options.batch_seconds)
 
     def export(self, folder: Path) -> None:
-        notes = {"step": self.step, "seconds": self.seconds, "seed": self.options.seed, "bank_hours": self.bank.hours}
+        notes = {"step": self.step, "seconds": self.seconds, "seed": self.options.seed, "bank_hours": self.bank.hours,
+                 "lessons": self.lessons.began}  # fmt: skip
         weights.save(folder, self.config, self.average.state_dict(), notes)
 
 

@@ -141,10 +141,10 @@ def build(
 ) -> None:
     """Turn a trained model into the fastest engines that pass their gate.
 
-    MODEL is "minilm"; a folder (config.json, model.safetensors) of the BERT family, Whisper or EfficientNet; a file
-    that ends in .onnx; or owner/name on the Hugging Face hub (owner/name@revision pins one). Every precision is
-    proven on every backend, at every profile, against a plain reference; lower precisions are judged by the task's
-    own metric on labelled examples, and kept only if they lose at most --most-drop points and are faster.
+    MODEL is "minilm" or "recogniser"; a folder (config.json, model.safetensors) of the BERT family, Whisper, Wav2Vec2
+    or EfficientNet; a file that ends in .onnx; or owner/name on the Hugging Face hub (owner/name@revision pins one).
+    Every precision is proven on every backend, at every profile, against a plain reference; lower precisions are judged
+    by the task's own metric on labelled examples, and kept only if they lose at most --most-drop points and are faster.
 
     With --targets each target is built by a process of its own; those that this machine has no GPU for are left out,
     and said. --plan-ci prints a pipeline that builds them where they are: a GitHub workflow, a GitLab pipeline, or

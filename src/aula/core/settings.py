@@ -121,6 +121,11 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting("whisper.margin", 1.0, "seconds of silence that a context shorter than 30 s keeps after the sound", 0, 28),
     Setting("whisper.bias_tokens", 24, "tokens of the course's terms that Whisper is told beforehand; 0: none", 0, 200),
+    Setting(
+        "recogniser",
+        "",
+        "the streaming recogniser that hears where no Whisper does: a folder; empty: the one that ships; none: none",
+    ),
     Setting("vad.start", 0.5, "speech probability at which speech begins", 0.05, 0.99),
     Setting("vad.end", 0.35, "speech probability under which speech may end; below vad.start", 0.01, 0.95),
     Setting("vad.start_ms", 64, "how long the probability must stay above vad.start", 32, 2000),

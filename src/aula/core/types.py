@@ -104,14 +104,25 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardWord:
+    """A word of a transcript, said from `start` to `end` in seconds of the sound; `confidence` is in [0, 1]."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The final text of an utterance. `confidence` is in [0, 1]; None where the rung has no such figure. `segments`
-    are empty where the rung does not tell times."""
+    and `words` are empty where the rung does not tell times."""
 
     text: str
     language: str
     confidence: float | None = None
     segments: tuple[Segment, ...] = ()
+    words: tuple[HeardWord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INLINE_LIMIT = 3 << 29
 """1.5 GiB of weights: a protobuf message ends at 2 GiB."""
 
-MAPPED_LIMIT = 32 << 20
+MAPPED_LIMIT = 8 << 20
 """Above so many bytes the weights of a processor's engine lie beside its graph: runtimes map that file, where they
 would copy what lies in the graph, and keep the copy."""
 

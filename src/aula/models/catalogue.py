@@ -9,11 +9,11 @@ from aula.core.errors import CheckpointError, DownloadError, EngineError, ModelN
 from aula.engine.precision import Progress
 from aula.engine.profiles import read_profiles
 from aula.engine.recipe import Model, Recipe
-from aula.models import bert, efficientnet, hub, sentences, whisper
+from aula.models import bert, ctc_rung, ctc_task, efficientnet, hub, sentences, whisper
 from aula.models import efficientnet_examples as pictures
 from aula.models.checkpoints import Checkpoint
 
-NAMES = ("minilm",)
+NAMES = ("minilm", "recogniser")
 """Models that need no checkpoint."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """owner/name, and after an @ the branch, tag or commit."""
@@ -49,6 +49,9 @@ def find_model(
     if name == "minilm":
         calibration, task = sentences.evidence(bert.minilm_checkpoint(), evidence.calibrate, evidence.labelled)
         return _with_profiles(Model.of(bert.minilm_recipe(calibration=calibration, task=task)), profiles)
+    if name == ctc_rung.NAME:
+        recipe = _recogniser(ctc_rung.packaged_checkpoint(), name, evidence)
+        return _with_profiles(Model.of(recipe), profiles)
     if path.suffix == ".onnx":
         return _onnx_file(path, evidence, profiles)
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
@@ -96,9 +99,11 @@ def _checkpoint(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Model:
         return whisper.whisper_model(checkpoint, name, clips=evidence.labelled, calibrate=evidence.calibrate)
     if kind == "bert":
         return Model.of(_bert(checkpoint, name, evidence))
+    if kind in ctc_rung.KINDS:
+        return Model.of(_recogniser(checkpoint, name, evidence))
     raise CheckpointError(
         f"{checkpoint.folder} holds the architecture {kind!r}, for which there is no recipe",
-        available=("bert", "whisper", "efficientnet"),
+        available=("bert", "whisper", "efficientnet", *ctc_rung.KINDS),
         next_step=f"write it as ONNX and build that: aula export {checkpoint.folder} {name}.onnx",
     )
 
@@ -107,6 +112,12 @@ def _bert(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
     """Judged on labelled sentences; calibrated on these too unless others are given."""
     calibration, task = sentences.evidence(checkpoint, evidence.calibrate, evidence.labelled)
     return bert.bert_recipe(checkpoint, name, calibration=calibration, task=task)
+
+
+def _recogniser(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:
+    """Judged on labelled clips, or on this project's questions in synthetic voices."""
+    labelled = ctc_task.listed(evidence.labelled) if evidence.labelled else None
+    return ctc_rung.recipe_of(checkpoint, name, labelled)
 
 
 def _pictures(checkpoint: Checkpoint, name: str, evidence: Evidence) -> Recipe:

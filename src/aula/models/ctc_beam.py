@@ -19,6 +19,8 @@ from aula.models.ngrams import NgramModel
 
 WORD_START = "\u2581"
 """Begins the first piece of a word, as SentencePiece writes it."""
+MOST_REMEMBERED = 20_000
+"""Words and what stands before them whose probability a course's scores remember."""
 _NEVER = -math.inf
 _LIKELY = math.log(100.0)
 """How much less likely than the best a text is that speaks against nothing any more."""
@@ -86,6 +88,8 @@ class WordScores:
     def whole(self, word: str, history: tuple[str, ...]) -> float:
         key = (*history[-(self._model.order - 1) :], word) if self._model.order > 1 else (word,)
         if key not in self._known:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
             share = self._model.probability(word, key[:-1])
             self._known[key] = math.log(share) if share > 0 else self._options.unknown
         return self._options.weight * self._known[key] + self._options.reward

@@ -11,6 +11,8 @@ text, but counts kinds of history, which weighted and made-up sentences distort.
 """
 
 import math
+from array import array
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,29 +31,40 @@ class WeightedSentences:
 
 
 class NgramModel:
-    """Probabilities over `vocabulary`, which holds END but not START. Made by `estimate`."""
+    """Probabilities over `vocabulary`, which holds END but not START. Made by `estimate`.
 
-    def __init__(self, order: int, counts: dict[Gram, float], vocabulary: frozenset[str]) -> None:
+    Counts lie in two sorted rows of numbers, a gram being one number whose digits are its words: a course's hundred
+    thousand grams are 2 MB so, and 40 as tuples of words in a dictionary.
+    """
+
+    def __init__(self, order: int, counts: dict[int, float], words: Sequence[str]) -> None:
+        """`words` are START, which has the digit 1, and the vocabulary; `counts` are by `Digits.code`."""
         self.order = order
-        self.vocabulary = vocabulary
-        self._counts = counts
-        self._totals: defaultdict[Gram, float] = defaultdict(float)
-        self._kinds: Counter[Gram] = Counter()
-        for gram, count in counts.items():
-            self._totals[gram[:-1]] += count
-            self._kinds[gram[:-1]] += 1
+        self.vocabulary = frozenset(words[1:])
+        self._digits = Digits(words)
+        totals: defaultdict[int, float] = defaultdict(float)
+        kinds: Counter[int] = Counter()
+        for code, count in counts.items():
+            before = code // self._digits.base
+            totals[before] += count
+            kinds[before] += 1
+        self._counts = _Numbers({code: (count,) for code, count in counts.items()}, 1)
+        self._before = _Numbers({code: (total, kinds[code]) for code, total in totals.items()}, 2)
 
     def probability(self, word: str, history: Sequence[str] = ()) -> float:
         """P(word | history); only the last `order - 1` words of the history count. 0 for a word not known."""
         if word not in self.vocabulary:
             return 0.0
+        digits = self._digits
         known = tuple(history)[-(self.order - 1) :] if self.order > 1 else ()
         share = 1.0 / len(self.vocabulary)
         for length in range(len(known) + 1):
-            before = known[len(known) - length :]
-            kinds = self._kinds.get(before, 0)
-            if kinds:
-                share = (self._counts.get((*before, word), 0.0) + kinds * share) / (self._totals[before] + kinds)
+            before = digits.code(known[len(known) - length :])
+            followed = None if before is None else self._before.get(before)
+            if before is not None and followed is not None:
+                total, kinds = followed
+                counted = self._counts.get(before * digits.base + digits.of[word])
+                share = ((counted[0] if counted else 0.0) + kinds * share) / (total + kinds)
         return share
 
     def log_probability(self, sentence: Sequence[str]) -> float:
@@ -75,14 +88,61 @@ class NgramModel:
     def _grams(self, length: int) -> Iterable[Gram]:
         if length == 1:
             return {(word,) for word in self.vocabulary} | {(START,)}
-        return (gram for gram in self._counts if len(gram) == length)
+        grams = (self._digits.gram(code) for code in self._counts.codes)
+        return (gram for gram in grams if len(gram) == length)
 
     def _line(self, gram: Gram) -> str:
         # The start of a sentence is never predicted; -99 is the format's custom for that.
         share = -99.0 if gram == (START,) else math.log10(self.probability(gram[-1], gram[:-1]))
         line = f"{share:.7f}\t{' '.join(gram)}"
-        kinds = self._kinds.get(gram, 0)
-        return f"{line}\t{math.log10(kinds / (self._totals[gram] + kinds)):.7f}" if kinds else line
+        code = self._digits.code(gram)
+        followed = None if code is None else self._before.get(code)
+        if followed is None:
+            return line
+        total, kinds = followed
+        return f"{line}\t{math.log10(kinds / (total + kinds)):.7f}"
+
+
+class Digits:
+    """Words as the digits of a number: 1, 2, … in their order, so that no gram is another with zeros before it."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.base = len(words) + 1
+        self.of = {word: digit for digit, word in enumerate(words, 1)}
+        self._words = words
+
+    def code(self, gram: Sequence[str]) -> int | None:
+        """None where a word has no digit."""
+        code = 0
+        for word in gram:
+            digit = self.of.get(word)
+            if digit is None:
+                return None
+            code = code * self.base + digit
+        return code
+
+    def gram(self, code: int) -> Gram:
+        words: list[str] = []
+        while code:
+            code, digit = divmod(code, self.base)
+            words.append(self._words[digit - 1])
+        return tuple(reversed(words))
+
+
+class _Numbers:
+    """A dictionary of whole numbers to `width` numbers each, in sorted rows."""
+
+    def __init__(self, entries: dict[int, tuple[float, ...]], width: int) -> None:
+        ordered = sorted(entries)
+        # Long grams of many words are larger than 64 bits hold.
+        self.codes: array[int] | list[int] = array("q", ordered) if not ordered or ordered[-1] < 2**63 else ordered
+        self._rows = [array("d", (entries[code][column] for code in ordered)) for column in range(width)]
+
+    def get(self, code: int) -> tuple[float, ...] | None:
+        place = bisect_left(self.codes, code)
+        if place == len(self.codes) or self.codes[place] != code:
+            return None
+        return tuple(row[place] for row in self._rows)
 
 
 def estimate(sets: Iterable[WeightedSentences], vocabulary: Iterable[str] = (), order: int = 3) -> NgramModel:
@@ -92,18 +152,26 @@ def estimate(sets: Iterable[WeightedSentences], vocabulary: Iterable[str] = (), 
     """
     if order < 1:
         raise ValueError(f"an n-gram has at least one word, not {order}")
-    counts: defaultdict[Gram, float] = defaultdict(float)
+    parts = list(sets)
     known = {*vocabulary, END}
-    for part in sets:
+    for part in parts:
         if not part.weight > 0:
             raise ValueError(f"a weight of {part.weight} is not above 0")
         for sentence in part.sentences:
             known.update(sentence)
-            words = (START, *sentence, END)
-            for last in range(1, len(words)):
-                for first in range(max(0, last + 1 - order), last + 1):
-                    counts[words[first : last + 1]] += part.weight
     known.discard(START)
     if bad := [word for word in sorted(known) if not word or any(map(str.isspace, word))]:
         raise ValueError(f"{bad[0]!r} is no single word")
-    return NgramModel(order, dict(counts), frozenset(known))
+    words = (START, *sorted(known))
+    digits = Digits(words)
+    counts: defaultdict[int, float] = defaultdict(float)
+    for part in parts:
+        for sentence in part.sentences:
+            said = [digits.of[word] for word in (START, *sentence, END)]
+            for last in range(1, len(said)):
+                code, scale = 0, 1
+                for place in range(last, max(-1, last - order), -1):
+                    code += said[place] * scale
+                    scale *= digits.base
+                    counts[code] += part.weight
+    return NgramModel(order, dict(counts), words)

@@ -1,5 +1,7 @@
 """Every rung this package knows, in the order in which they are tried. Nothing is loaded before it is asked for."""
 
+from functools import partial
+
 from aula.core.clock import Clock
 from aula.core.settings import Settings
 from aula.engine.precision import Progress
@@ -20,8 +22,8 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
 
 
 def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
-    """Every Whisper at hand, the best first, and PocketSphinx."""
-    from aula.models import sphinx, whisper_transcriber
+    """Every Whisper at hand, the best first; this project's own recogniser, where it is; and PocketSphinx."""
+    from aula.models import ctc_rung, sphinx, whisper_transcriber
     from aula.models.whisper import MOST_ROWS
 
     def whisper(place: whisper_transcriber.Place) -> Rung:
@@ -32,7 +34,13 @@ def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> 
             at_once=MOST_ROWS,
         )
 
+    folder = ctc_rung.find_folder(settings)
+    own = [
+        Rung(ctc_rung.info(place), "transcribe", partial(ctc_rung.open_transcriber, place, settings, report))
+        for place in ([folder] if folder else [])
+    ]
     return [
         *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        *own,
         Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
     ]
