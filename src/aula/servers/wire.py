@@ -51,6 +51,7 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
         def handle_websocket_upgrade(self, *event: Any) -> None:
             self._calm()
             super().handle_websocket_upgrade(*event)
+            _refuse_unless_begun(self.transport)
 
         def on_response_complete(self) -> None:
             self._heard = 0
@@ -93,6 +94,15 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
             self.transport.abort()
 
     return Connection
+
+
+def _refuse_unless_begun(transport: Any) -> None:
+    """A head that is lawful HTTP may be more than websockets reads (lines of 8 KiB, 128 headers). It has its answer
+    ready, which uvicorn 0.54 neither sends nor waits for: such a connection would stay for ever."""
+    protocol = transport.get_protocol()
+    if not getattr(protocol, "handshake_initiated", True) and not transport.is_closing():
+        transport.write(b"".join(protocol.conn.data_to_send()))
+        transport.close()
 
 
 def listen(host: str, port: int, unread_seconds: float) -> socket.socket:

@@ -132,6 +132,9 @@ class Keys:
             raise KeyError(secret)
         return self.callers[secret]
 
+    def again(self, caller: Caller) -> None:
+        pass
+
 
 def make_house(
     gate: Gate | None = None,
