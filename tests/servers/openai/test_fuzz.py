@@ -24,5 +24,6 @@ async def test_ten_thousand(tmp_path: Path) -> None:
         found = await run(door, 10_000, seed=7)
     print(f"\nOpenAI REST: {dict(found.statuses.most_common())}; grown {found.grown_bytes / 2**20:.1f} MiB")
     assert found.faults == []
-    assert (found.left_open, found.more_threads) == (0, 0)
+    assert found.left_open == 0
+    assert found.more_threads < 8, "asyncio's own pool grows to a few, and then no more"
     assert found.grown_bytes < 32 * 2**20, "of client and server together"
