@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets
 
 from aula.core.clock import FakeClock
 from aula.core.errors import SettingsError
@@ -148,6 +149,9 @@ async def test_https_with_acertificate(tmp_path: Path) -> None:
 
         async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=str(path))) as client:
             assert (await client.get(f"{door.url}/livez")).text == "ok\n"
+        trusted = ssl.create_default_context(cafile=str(path))
+        async with websockets.connect(f"{door.url.replace('https', 'wss')}/v1/realtime", ssl=trusted) as talking:
+            assert "session.created" in str(await talking.recv())
 
 
 async def test_a_file_that_is_no_certificate_is_told(tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ import httpx2
 import numpy as np
 import pytest
 import websockets
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from aula.assistant.dialogue import Dialogue, Prepared
 from aula.assistant.generator import Generator
 from aula.core.clock import FakeClock
 from aula.core.types import Answer, Context, Intent, Understanding
-from tests.servers.realtime.speaking import VOICE_RATE, Served, loud, quiet, served, text_of
+from tests.servers.realtime.speaking import VOICE_RATE, Served, listening, loud, quiet, served, text_of
 
 FIRST = "Inertia is the tendency of every object to keep its velocity unchanged."
 GOOD = "An object at rest keeps its velocity unchanged [1]."
@@ -56,16 +60,18 @@ class Upstream(httpx2.AsyncByteStream):
 
 
 @asynccontextmanager
-async def _asking(home: Path, upstream: Any, clock: FakeClock | None = None) -> AsyncIterator[tuple[Any, Served]]:
+async def _asking(
+    home: Path, upstream: Any, clock: FakeClock | None = None, url: str = "http://upstream/v1"
+) -> AsyncIterator[tuple[Any, Served]]:
     """A socket in push-to-talk, and the door, with that generator behind it."""
     async with served(home / "realtime", clock=clock, realtime__ahead_ms=3_600_000) as door:
         generator = Generator(
-            "http://upstream/v1",
+            url,
             "m",
             door.house.runtime.clock,
             seconds=30.0,
             most_tokens=50,
-            transport=httpx2.MockTransport(upstream),
+            transport=None if upstream is None else httpx2.MockTransport(upstream),
         )
         door.house.generator = generator
         async with websockets.connect(f"{door.websocket}/realtime") as socket:
@@ -170,6 +176,25 @@ async def test_whatever_it_does_wrong_is_never_heard(home: Path, why: str, upstr
         for word in ("sorry", "Paris", "惯性", "word", "object at"):
             assert word not in spoken.replace(FIRST, "")
         assert asked.closed
+
+
+@pytest.mark.parametrize(("ending", "source"), [([b"data: [DONE]\n\n"], "generated"), ([], "extractive")])
+async def test_over_a_true_connection(home: Path, ending: list[bytes], source: str) -> None:
+    """An upstream that is cut off in the middle of its first sentence, and one that is not."""
+    text = GOOD if ending else GOOD[:20]
+
+    async def said() -> AsyncIterator[bytes]:
+        for piece in (*(_event(one) for one in text), *ending):
+            yield piece
+
+    async def answer(_request: Request) -> StreamingResponse:
+        return StreamingResponse(said(), media_type="text/event-stream")
+
+    upstream = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+    async with listening(upstream) as port, _asking(home, None, url=f"http://127.0.0.1:{port}/v1") as (socket, _):
+        await _say(socket)
+        told = (await _until(socket, "response.done"))[-1]["response"]["aula"]
+        assert (told["source"], told.get("fallback")) == (source, None if ending else "cut")
 
 
 async def test_one_that_is_silent_while_the_answer_pauses_is_left(home: Path) -> None:
