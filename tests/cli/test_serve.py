@@ -120,7 +120,9 @@ def test_a_spoken_turn_and_a_triton_client_as_the_readme_shows_them(process: Pro
     speaker = EspeakSpeaker(Settings())
     spoken = np.concatenate(list(speaker.speak(SpeakRequest("What is inertia?", words_per_minute=150), Context())))
     resampler = Resampler(speaker.rate, 24_000)
-    sound = np.concatenate([resampler.feed(spoken.astype(np.float32) / 32768), resampler.flush(), np.zeros(6000)])
+    sound = np.concatenate(
+        [resampler.feed(spoken.astype(np.float32) / np.float32(32768)), resampler.flush(), np.zeros(6000, np.float32)]
+    )
     (tmp_path / "question.pcm").write_bytes((sound * 32767).astype("<i2").tobytes())
     for word, last in (("realtime.connect", r"Inertia is .*"), ("import tritonclient", r"\(1, 384\)")):
         program = _block("README.md", word).replace("127.0.0.1:8000", process.url.removeprefix("http://"))
