@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,20 @@ async def test_bytes_beyond_the_limits_are_refused_over_both_doors(tmp_path: Pat
         metadata = (("x-long", "a" * 40_000),)
         assert (await _refused(_infer(channel)(_wish(), metadata=metadata)))[0] == "RESOURCE_EXHAUSTED"
         assert (await _infer(channel)(_wish())).raw_output_contents == [TENSOR]
+
+
+async def test_connections_beyond_the_limit_and_those_that_say_nothing_are_closed(tmp_path: Path) -> None:
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with _served(tmp_path, serve__max_connections=2, serve__header_seconds=0.2) as door:
+        address = str(door.address.grpc)
+        async with AsyncExitStack() as stack:
+            channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address, own)) for _ in range(3)]
+            for channel in channels[:2]:
+                await _infer(channel)(_wish())
+            assert (await _refused(_infer(channels[2])(_wish())))[0] == "UNAVAILABLE"
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        assert b"Did not receive HTTP/2" in await reader.read(), "told, and then closed"
+        writer.close()
 
 
 async def test_a_stream_that_says_nothing_is_ended(tmp_path: Path) -> None:
