@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-deps
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 	--no-emit-package openvino-telemetry
 
-.PHONY: help demo test thorough lint format lock docs soak bench clean train-recogniser ship-recogniser
+.PHONY: help demo test thorough fuzz lint format lock docs soak bench clean train-recogniser ship-recogniser
 
 help:
 	@echo "make demo     install what is needed, build the engines, answer three spoken questions"
 	@echo "make test     install the development tools and run the tests"
 	@echo "make thorough the tests that take minutes: Whisper's tokens on 20 seeded checkpoints and sounds"
+	@echo "make fuzz     ten thousand malformed messages for each door of the server"
 	@echo "make lint     formatting, lint rules and types, changing nothing"
 	@echo "make format   write files in the house format"
 	@echo "make docs     write the generated pages (docs/cli.md, docs/metrics.md, docs/settings.md) anew"
@@ -30,6 +31,9 @@ test: .venv/dev.stamp
 
 thorough: .venv/dev.stamp
 	@$(BIN)/python -m pytest -m thorough
+
+fuzz: .venv/dev.stamp
+	@AULA_FUZZ=1 $(BIN)/python -m pytest tests/servers -k ten_thousand -p no:cacheprovider -s
 
 lint: .venv/dev.stamp
 	@$(BIN)/ruff format --check .

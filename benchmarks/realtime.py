@@ -132,20 +132,18 @@ async def server() -> AsyncIterator[tuple[str, int]]:
 
 
 async def serve() -> None:
-    import socket as sockets
-
     import uvicorn
     from starlette.applications import Starlette
 
     from aula.servers.callers import EveryoneIsLocal
     from aula.servers.house import House
     from aula.servers.realtime.door import WEBSOCKET_OPTIONS, Door
+    from aula.servers.wire import listen
 
     settings = load_settings().replaced(speech__cache_mb=0)
     async with open_runtime(settings) as runtime:
         door = Door(House(runtime, settings, EveryoneIsLocal()))
-        bound = sockets.socket()
-        bound.bind(("127.0.0.1", 0))
+        bound = listen("127.0.0.1", 0, 60.0)
         bound.listen(2048)
         print(bound.getsockname()[1], flush=True)
         config = uvicorn.Config(Starlette(routes=door.routes()), log_level="error", lifespan="off", **WEBSOCKET_OPTIONS)

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from aula.audio.resampling import Resampler
+from aula.core.settings import Settings
+from aula.core.types import Context, SpeakRequest
+from aula.models.espeak import EspeakSpeaker
 from aula.servers.logs import LOGGERS
 from tests.cli.running import Run
 from tests.conftest import REPOSITORY
@@ -102,6 +107,30 @@ def test_both_readmes_show_the_same_lines() -> None:
         for name in READMES
     ]
     assert blocks[0] == blocks[1]
+
+
+def _block(document: str, word: str) -> str:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", text, re.S) if word in one]
+    return str(block)
+
+
+def test_a_spoken_turn_and_a_triton_client_as_the_readme_shows_them(process: Process, tmp_path: Path) -> None:
+    """With the true models; the other README's lines are run against small ones."""
+    speaker = EspeakSpeaker(Settings())
+    spoken = np.concatenate(list(speaker.speak(SpeakRequest("What is inertia?", words_per_minute=150), Context())))
+    resampler = Resampler(speaker.rate, 24_000)
+    sound = np.concatenate(
+        [resampler.feed(spoken.astype(np.float32) / np.float32(32768)), resampler.flush(), np.zeros(6000, np.float32)]
+    )
+    (tmp_path / "question.pcm").write_bytes((sound * 32767).astype("<i2").tobytes())
+    for word, last in (("realtime.connect", r"Inertia is .*"), ("import tritonclient", r"\(1, 384\)")):
+        program = _block("README.md", word).replace("127.0.0.1:8000", process.url.removeprefix("http://"))
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert re.match(last, ended.stdout.splitlines()[-1]), ended.stdout
 
 
 def test_it_is_ready_lives_and_counts(process: Process) -> None:

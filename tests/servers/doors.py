@@ -158,11 +158,13 @@ def _vector(text: str) -> Float32:
     return vector / np.linalg.norm(vector).astype(np.float32)
 
 
-def runtime_of(models: Models, clock: Clock | None = None, rules: Rules | None = None) -> Runtime:
+def runtime_of(
+    models: Models, clock: Clock | None = None, rules: Rules | None = None, engines: Sequence[Rung] = ()
+) -> Runtime:
     def rung(name: str, capability: Capability) -> Rung:
         return Rung(RungInfo(name, capability, ENGLISH), str(capability), lambda: models)
 
-    return Runtime([rung(f"tiny-{one}", one) for one in CAPABILITIES], clock, rules=rules)
+    return Runtime([*(rung(f"tiny-{one}", one) for one in CAPABILITIES), *engines], clock, rules=rules)
 
 
 @dataclass(eq=False)
@@ -187,6 +189,7 @@ async def small_house(
     doorman: Doorman | None = None,
     rules: Rules | None = None,
     clock: Clock | None = None,
+    engines: Sequence[Rung] = (),
     **changes: Value,
 ) -> AsyncIterator[tuple[House, Models]]:
     """A house with the small course, nothing listening."""
@@ -199,7 +202,7 @@ async def small_house(
     }
     settings = Settings(usual).replaced(**changes)
     models = Models()
-    async with runtime_of(models, clock, rules) as runtime:
+    async with runtime_of(models, clock, rules, engines) as runtime:
         library = open_library(settings)
         if not any(info.name == "small" for info in library.list()):
             folder = home / "source"

@@ -5,7 +5,7 @@ import importlib
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,6 @@ from uvicorn.server import ServerState
 
 from aula.core.clock import FakeClock
 from aula.servers.front import Front
-from aula.servers.logs import LOGGERS, configure
 from aula.servers.origins import Origins
 from aula.servers.wire import LINK, Link, protocol_for
 from aula.serving.alarm import Alarm
@@ -411,18 +410,6 @@ async def test_one_connection_too_many_is_told(connect: Any) -> None:
 
 
 # the log
-
-
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    stream = io.StringIO()
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
-    configure("json", stream)
-    yield stream
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
 
 
 async def test_the_log_holds_neither_secrets_nor_speech(tmp_path: Path, logged: io.StringIO) -> None:

@@ -120,6 +120,31 @@ def test_a_key_goes_by_to_who_knows_keys(keys: KeyStore, clock: FakeClock) -> No
     assert not guests.is_open
 
 
+def test_a_guest_who_stayed_asks_again_while_the_code_holds(guests: Guests, host: Caller, clock: FakeClock) -> None:
+    guest = guests.admit(_connection(guests.invite(host, 60).code), "ask")
+    guests.again(guest)
+    clock.advance(60)
+    with pytest.raises(KeyRefusedError):
+        guests.again(guest)
+    guests.invite(host, 60)
+    guests.again(guest)
+    for _ in range(QUOTA.burst - 1):
+        guests.again(guest)
+    with pytest.raises(OverloadError):
+        guests.again(guest)
+    assert guests.refused == {"rate": 1}
+    guests.end(host)
+    with pytest.raises(KeyRefusedError):
+        guests.again(guest)
+
+
+def test_who_brought_a_key_asks_again_by_that(guests: Guests, host: Caller, keys: KeyStore) -> None:
+    guests.again(host)
+    keys.revoke(str(host.key))
+    with pytest.raises(KeyRefusedError):
+        guests.again(host)
+
+
 def test_one_code_does_not_take_all_lines(guests: Guests, host: Caller) -> None:
     code = guests.invite(host, 60).code
     for _ in range(QUOTA.burst):

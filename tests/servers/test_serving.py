@@ -1,8 +1,6 @@
 """Opening and closing the doors: addresses, keys, TLS, and turns that are finished."""
 
 import asyncio
-import datetime
-import ipaddress
 import socket
 import threading
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets
 
 from aula.core.clock import FakeClock
 from aula.core.errors import SettingsError
@@ -19,6 +18,7 @@ from aula.servers.house import House
 from aula.servers.notices import notify_systemd
 from aula.servers.serving import is_loopback, open_doors
 from aula.servers.traffic import Traffic
+from tests.servers.certificates import certificate
 from tests.servers.doors import Models, served, small_house
 
 QUESTION = {"model": "aula", "messages": [{"role": "user", "content": "What is inertia?"}]}
@@ -141,14 +141,17 @@ async def test_grpc_is_started_and_stopped_along(tmp_path: Path, monkeypatch: py
         assert door.address.grpc is None
 
 
-async def test_https_with_a_certificate(tmp_path: Path) -> None:
-    certificate = _certificate(tmp_path / "tls.pem")
-    async with served(tmp_path, serve__tls_cert=str(certificate)) as door:
+async def test_https_with_acertificate(tmp_path: Path) -> None:
+    path = certificate(tmp_path / "tls.pem")
+    async with served(tmp_path, serve__tls_cert=str(path)) as door:
         assert door.url.startswith("https://")
         import ssl
 
-        async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=str(certificate))) as client:
+        async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=str(path))) as client:
             assert (await client.get(f"{door.url}/livez")).text == "ok\n"
+        trusted = ssl.create_default_context(cafile=str(path))
+        async with websockets.connect(f"{door.url.replace('https', 'wss')}/v1/realtime", ssl=trusted) as talking:
+            assert "session.created" in str(await talking.recv())
 
 
 async def test_a_file_that_is_no_certificate_is_told(tmp_path: Path) -> None:
@@ -173,30 +176,3 @@ def test_systemd_is_told_where_it_asked(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_what_is_loopback(host: str, wanted: bool) -> None:
     assert is_loopback(host) is wanted
-
-
-def _certificate(path: Path) -> Path:
-    """A self-signed one for 127.0.0.1, with its key."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the certificate for this test")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "aula test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    form = serialization.PrivateFormat.PKCS8
-    raw = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + raw)
-    return path

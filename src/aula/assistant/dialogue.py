@@ -12,6 +12,7 @@ import numpy as np
 
 from aula.assistant.answering import answer as answer_from_course
 from aula.assistant.courses import Course
+from aula.assistant.generating import bare, goes_on
 from aula.assistant.languages import sentences
 from aula.assistant.packs import EMBEDDED_LANGUAGES
 from aula.assistant.phrases import phrase
@@ -64,6 +65,8 @@ class Prepared:
     sound: Sound | None
     hits: tuple[Hit, ...] = ()
     """The passages that were found for it, best first."""
+    is_begun: bool = False
+    """Whether only its first sentence sounds: whoever goes on from there lets the rest be spoken too."""
 
     async def audio(self) -> AsyncIterator[Int16]:
         """int16 chunks at `rate`; none where nothing on this machine speaks the language."""
@@ -95,6 +98,8 @@ class Dialogue:
         self.rate = 22_050
         """Samples a second of what is spoken; exact after `warm`."""
         self.manner = Manner()
+        self.is_continued = False
+        """Whether somebody goes on where the first sentence of an answer ends, so that this alone is spoken ahead."""
 
     @property
     def course(self) -> Course:
@@ -164,8 +169,11 @@ class Dialogue:
             "answer": 1000 * (at_answered - at_retrieved),
         }
         rungs = {Capability.UNDERSTAND.value: understood.rung}
-        prepared = await self._speak(answer, context, rungs, timings)
+        is_begun = self.is_continued and goes_on(answer, hits)
+        text = next(iter(sentences(answer.text, answer.language)), None) if is_begun else None
+        prepared = await self._speak(answer, context, rungs, timings, text)
         prepared.hits = tuple(hits)
+        prepared.is_begun = is_begun
         return prepared
 
     async def prepare_unclear(self, context: Context) -> Prepared:
@@ -186,13 +194,18 @@ class Dialogue:
         if prepared.answer.citations or self._said is None:
             self._said = prepared.answer
 
+    def amend(self, prepared: Prepared, said: Answer) -> None:
+        """What was confirmed has been said in these words: they are what `repeat` repeats."""
+        if self._said is prepared.answer:
+            self._said = said
+
     def recall(self, text: str, language: str) -> None:
         """It was said in an earlier conversation that goes on here."""
         self._said = Answer(text, language, Intent.CONTENT, refused=False)
 
     def forget(self, text: str) -> None:
         """It is no longer part of the conversation."""
-        if self._said is not None and self._said.text == text:
+        if self._said is not None and bare(self._said.text) == bare(text):
             self._said = None
 
     def _own_answer(self, understanding: Understanding, context: Context) -> Answer | None:
@@ -217,20 +230,29 @@ class Dialogue:
             return replace(answer, text=text)
         return answer
 
-    async def _speak(
-        self, answer: Answer, context: Context, rungs: dict[str, str], timings: dict[str, float]
-    ) -> Prepared:
-        if not self.manner.aloud:
-            return Prepared(answer, rungs, {**timings, "speak_first_byte": 0.0}, self.rate, None, None)
-        start = self._runtime.clock.now()
+    async def say(self, text: str, answer: Answer, context: Context) -> Sound | None:
+        """The sound of some words of that answer, in the conversation's manner; None where nothing here speaks
+        them: they can still be read."""
         usual = self._settings.whole("speech.words_per_minute")
         pace = self.manner.pace * (SLOWER if answer.slower else 1.0)
-        request = SpeakRequest(answer.text, self.manner.voice, round(usual * pace) if pace != 1.0 else None)
-        speaking = replace(context, language=answer.language)
+        request = SpeakRequest(text, self.manner.voice, round(usual * pace) if pace != 1.0 else None)
         try:
-            sound = await self._voice.say(request, speaking)
+            return await self._voice.say(request, replace(context, language=answer.language))
         except (UnsupportedLanguageError, NoRungError, OverloadError):
-            # The answer can still be read; that nothing spoke it is told by the missing rung.
+            return None
+
+    async def _speak(
+        self,
+        answer: Answer,
+        context: Context,
+        rungs: dict[str, str],
+        timings: dict[str, float],
+        text: str | None = None,
+    ) -> Prepared:
+        start = self._runtime.clock.now()
+        sound = await self.say(text or answer.text, answer, context) if self.manner.aloud else None
+        if sound is None:
+            # That nothing spoke it is told by the missing rung.
             return Prepared(answer, rungs, {**timings, "speak_first_byte": 0.0}, self.rate, None, None)
         try:
             first = await anext(sound.chunks, None)

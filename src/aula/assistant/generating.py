@@ -6,16 +6,20 @@ sentence cites a passage, stands in it by its words, and is in the student's lan
 talks rubbish is left, and the rest of the extractive answer is said instead.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from aula.assistant.generator import MOST_CHARACTERS, Generator, RubbishError
 from aula.assistant.languages import detect_language, sentences, terms
 from aula.assistant.retrieval import Hit
-from aula.core.clock import within
+from aula.core.clock import Clock, within
 from aula.core.types import UNKNOWN_LANGUAGE, Answer, Citation
+
+T = TypeVar("T")
 
 PASSAGES = 3
 MOST_SENTENCES = 6
@@ -39,68 +43,99 @@ _PROMPTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Continued:
+    """A sentence of the generator's that was checked: the passages that it cites, and how much of it they hold."""
+
+    text: str
+    cited: tuple[Hit, ...]
+    share: float
+
+
 @dataclass(eq=False)
 class Told:
-    """An answer while it is told: iterate `pieces` once, then read the rest. `fallback` is why the generator's words,
-    or further ones, are missing."""
+    """An answer while it is told: iterate `pieces` once and close it, then read the rest. `fallback` is why the
+    generator's words, or further ones, are missing. `silent_at` is the moment at which all that was said will have
+    sounded: a generator that has no sentence by then is late, however long it may take for the whole."""
 
     answer: Answer
     question: str
     hits: Sequence[Hit]
     course: str
     generator: Generator | None = None
+    silent_at: Callable[[], float] | None = None
     text: str = ""
     citations: tuple[Citation, ...] = ()
     generated: int = 0
     fallback: str | None = None
     _own: list[str] = field(default_factory=list)
 
-    async def pieces(self) -> AsyncIterator[str]:
-        """The text, sentence by sentence; joined they are `text`."""
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """The text, sentence by sentence; joined they are `text`. The generator works while the first is said."""
         self.citations = self.answer.citations
         self._own = sentences(self.answer.text, self.answer.language)
-        rest = self._own[1:]
-        for sentence in self._own[:1]:
-            yield self._say(sentence)
-        if self.generator is not None and self.citations and self.hits:
-            started = self.generator.clock.now()
-            source = self._generated(self.generator)
-            try:
-                while True:
-                    left = started + self.generator.seconds - self.generator.clock.now()
-                    # Only the upstream is timed: a client that reads slowly is another matter.
-                    async with within(self.generator.clock, max(0.0, left)):
-                        sentence = await anext(source, "")
-                    if not sentence:
-                        break
-                    yield self._say(sentence)
-            except TimeoutError:
-                self.fallback = "timeout"
-            except RubbishError as error:
-                self.fallback = error.why
-            finally:
-                await source.aclose()
-            if self.generated:
-                return
+        made: asyncio.Queue[_Continued | Exception | None] = asyncio.Queue()
+        working = None
+        if self.generator is not None and goes_on(self.answer, self.hits):
+            working = asyncio.ensure_future(self._work(self.generator, made))
+        try:
+            for sentence in self._own[:1]:
+                yield self._say(sentence)
+            if self.generator is not None and working is not None:
+                while (one := await self._next(self.generator.clock, made)) is not None:
+                    self.generated += 1
+                    yield self._say(self._numbered(one))
+        finally:
+            if working is not None:
+                working.cancel()
+                await asyncio.wait({working})
+        if self.generated:
+            return
+        if working is not None:
             self.fallback = self.fallback or "empty"
-        for sentence in rest:
+        for sentence in self._own[1:]:
             yield self._say(sentence)
 
-    async def _generated(self, generator: Generator) -> AsyncGenerator[str, None]:
-        """Checked sentences, whose marks are places in `citations`. Raises RubbishError."""
+    async def _work(self, generator: Generator, made: "asyncio.Queue[_Continued | Exception | None]") -> None:
+        """Only the upstream is timed: whoever listens or reads slowly is another matter."""
+        end: Exception | None = None
+        try:
+            async with within(generator.clock, generator.seconds), aclosing(self._generated(generator)) as source:
+                async for one in source:
+                    made.put_nowait(one)
+        except Exception as error:
+            end = error
+        made.put_nowait(end)
+
+    async def _next(self, clock: Clock, made: "asyncio.Queue[_Continued | Exception | None]") -> _Continued | None:
+        """The next sentence; None at the end, whatever ended it."""
+        try:
+            one = await (made.get() if self.silent_at is None else _before_silence(clock, made.get(), self.silent_at))
+            if isinstance(one, Exception):
+                raise one
+            return one
+        except TimeoutError:
+            self.fallback = "timeout"
+        except RubbishError as error:
+            self.fallback = error.why
+        return None
+
+    async def _generated(self, generator: Generator) -> AsyncGenerator[_Continued, None]:
+        """Raises RubbishError."""
         passages = self.hits[:PASSAGES]
-        said = {_bare(sentence) for sentence in self._own[:1]}
+        said = {bare(sentence) for sentence in self._own[:1]}
         messages = _messages(self.question, self._own[0], passages, self.answer.language)
+        count = 0
         async with aclosing(generator.sentences(messages, self.answer.language)) as source:
             async for sentence in source:
-                bare = _bare(sentence)
-                if not bare or bare in said:
+                text = bare(sentence)
+                if not text or text in said:
                     continue
-                said.add(bare)
+                said.add(text)
                 cited, share = checked(sentence, self.question, passages, self.answer.language)
-                self.generated += 1
-                yield self._numbered(bare, [passages[number] for number in cited], share)
-                if self.generated >= MOST_SENTENCES:
+                yield _Continued(text, tuple(passages[number] for number in cited), share)
+                count += 1
+                if count >= MOST_SENTENCES:
                     return
 
     def _say(self, sentence: str) -> str:
@@ -108,25 +143,49 @@ class Told:
         self.text += joint + sentence
         return joint + sentence
 
-    def _numbered(self, sentence: str, cited: Sequence[Hit], share: float) -> str:
+    def _numbered(self, one: _Continued) -> str:
+        """With marks, which are places in `citations`."""
         places = []
-        for hit in cited:
+        for hit in one.cited:
             passage = hit.passage
             place = next(
                 (
                     index
-                    for index, one in enumerate(self.citations)
-                    if (one.document, one.passage) == (passage.document, passage.label)
+                    for index, known in enumerate(self.citations)
+                    if (known.document, known.passage) == (passage.document, passage.label)
                 ),
                 None,
             )
             if place is None:
                 place = len(self.citations)
-                made = Citation(self.course, passage.document, passage.label, share, passage.text)
-                self.citations = (*self.citations, made)
+                cited = Citation(self.course, passage.document, passage.label, one.share, passage.text)
+                self.citations = (*self.citations, cited)
             places.append(place + 1)
         marks = "".join(f"[{place}]" for place in dict.fromkeys(places))
-        return f"{sentence} {marks}" if self.answer.language != "zh" else sentence + marks
+        return f"{one.text} {marks}" if self.answer.language != "zh" else one.text + marks
+
+
+def goes_on(answer: Answer, hits: Sequence[Hit]) -> bool:
+    """Whether there is anything for a generator to go on from."""
+    return bool(answer.citations and hits)
+
+
+async def _before_silence(clock: Clock, wanted: Coroutine[Any, Any, T], silent_at: Callable[[], float]) -> T:
+    """What is awaited, unless silence begins before: that moment moves while more is said. Raises TimeoutError."""
+    waiting = asyncio.ensure_future(wanted)
+    try:
+        while not waiting.done():
+            moment = silent_at()
+            if clock.now() >= moment:
+                raise TimeoutError
+            silence = asyncio.ensure_future(clock.sleep_until(moment))
+            try:
+                await asyncio.wait({waiting, silence}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                silence.cancel()
+        return waiting.result()
+    finally:
+        waiting.cancel()
 
 
 def checked(sentence: str, question: str, passages: Sequence[Hit], language: str) -> tuple[list[int], float]:
@@ -135,16 +194,16 @@ def checked(sentence: str, question: str, passages: Sequence[Hit], language: str
     cited = list(dict.fromkeys(int(mark) - 1 for mark in _MARK.findall(sentence)))
     if not cited or not all(0 <= number < len(passages) for number in cited):
         raise RubbishError("uncited")
-    bare = _bare(sentence)
-    if detect_language(bare) not in (language, UNKNOWN_LANGUAGE):
+    text = bare(sentence)
+    if detect_language(text) not in (language, UNKNOWN_LANGUAGE):
         raise RubbishError("language")
-    if len(bare) > MOST_CHARACTERS:
+    if len(text) > MOST_CHARACTERS:
         raise RubbishError("endless")
     known = set(terms(question, language))
     for number in cited:
         passage = passages[number].passage
         known.update(terms(". ".join((*passage.headings, passage.text)), language))
-    own = terms(bare, language)
+    own = terms(text, language)
     share = sum(term in known for term in own) / len(own) if own else 0.0
     if share < SUPPORTED:
         raise RubbishError("unsupported")
@@ -160,7 +219,7 @@ def _messages(question: str, said: str, passages: Sequence[Hit], language: str) 
     ]
 
 
-def _bare(sentence: str) -> str:
-    """Without marks, control characters and white space around."""
+def bare(sentence: str) -> str:
+    """As it is spoken: without marks, control characters and white space around."""
     plain = "".join(one if one.isprintable() else " " for one in _MARK.sub("", sentence))
     return re.sub(r"\s+([.!?。！？])", r"\1", " ".join(plain.split()))

@@ -1,6 +1,7 @@
 """Who stands at the door, and what he may ask for."""
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ ABILITIES = ("transcribe", "speak", "embed", "ask", "infer", "teach", "operate",
 TIERS = ("question", "caption", "vision", "batch")
 """The most urgent first."""
 TENANT_HEADER, TIER_HEADER, DEADLINE_HEADER = "x-aula-tenant", "x-aula-tier", "x-aula-deadline-ms"
+TENANT_PATTERN = "^[A-Za-z0-9_.-]{1,128}$"
+_TENANT = re.compile(TENANT_PATTERN)
 DEPARTURES = "aula.departures"
 """Where a request's scope keeps what is called when it has ended; only whoever serves HTTP puts it there."""
 
@@ -55,6 +58,8 @@ class Caller:
                 f"the key {self.key!r} is of {self.tenant!r}, and may not speak for others",
                 next_step=f"leave the header {TENANT_HEADER} out",
             )
+        if tenant != self.tenant:
+            tenant_named(tenant)
         if tier not in TIERS:
             raise InputError(f"{TIER_HEADER} is {tier[:40]!r}", available=TIERS, next_step="name one of these")
         if TIERS.index(tier) < TIERS.index(self.tier):
@@ -66,6 +71,15 @@ class Caller:
         return self if (tenant, tier) == (self.tenant, self.tier) else replace(self, tenant=tenant, tier=tier)
 
 
+def tenant_named(name: object) -> str:
+    """What whoever speaks for others may call them: it becomes a label of metrics. Raises InputError."""
+    if not isinstance(name, str) or not _TENANT.fullmatch(name):
+        raise InputError(
+            f"the tenant is {str(name)[:40]!r}", next_step="name it in at most 128 of these: A-Z a-z 0-9 _ . -"
+        )
+    return name
+
+
 class Doorman(Protocol):
     """Tells callers apart before any work is done for them."""
 
@@ -73,6 +87,11 @@ class Doorman(Protocol):
         """Whoever the request's key names: `Authorization: Bearer`, or for a browser's WebSocket the subprotocol
         `openai-insecure-api-key.<secret>`. Raises the errors of keys (missing, wrong, revoked, without that
         ability) and OverloadError for one beyond its rate."""
+        ...
+
+    def again(self, caller: Caller) -> None:
+        """One more question of somebody who was admitted and stayed. Raises KeyAbsentError and KeyRefusedError where
+        he would not come in any more, and OverloadError for one beyond his rate."""
         ...
 
 
@@ -83,6 +102,9 @@ class EveryoneIsLocal:
 
     def admit(self, connection: HTTPConnection, ability: str) -> Caller:
         return noted(connection, Caller().at(connection, ability))
+
+    def again(self, caller: Caller) -> None:
+        """Anybody may."""
 
 
 def deadline_of(connection: HTTPConnection, clock: Clock) -> float | None:

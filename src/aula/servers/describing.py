@@ -3,6 +3,7 @@
 A door that wants to be described exports `OPERATIONS`. The page needs no script and nothing from the network.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,14 +15,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import aula
-from aula.servers.callers import DEADLINE_HEADER, TENANT_HEADER, TIER_HEADER, TIERS
+from aula.servers.callers import ANYTHING, DEADLINE_HEADER, TENANT_HEADER, TENANT_PATTERN, TIER_HEADER, TIERS
 
 JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One way to be answered: a record, or another media type. `bytes` is what is no text."""
+    """One way to be answered: a record, or another media type. `bytes` is what is no text; no media type, no body."""
 
     media_type: str = JSON
     kind: Any = str
@@ -45,6 +46,8 @@ class Operation:
     unwell: Answer | None = None
     """What comes with 503, where that is no fault."""
     example: str = ""
+    has_deadline: bool = True
+    """Whether the header for one is read; a protocol may have a way of its own."""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _kinds(one: Operation) -> Iterable[Any]:
     answers = [answer.kind for answer in one.answers if answer.kind is not bytes]
-    unwell = [one.unwell.kind] if one.unwell else []
+    unwell = [one.unwell.kind] if one.unwell and one.unwell.kind is not bytes else []
     return [kind for kind in (one.body, one.form, one.fault, *answers, *unwell) if kind is not None]
 
 
@@ -81,6 +84,8 @@ def _described(one: Operation, schema_of: Mapping[Any, Any], components: Mapping
     def content(answers: Iterable[Answer]) -> dict[str, Any]:
         ways: dict[str, list[Any]] = {}
         for answer in answers:
+            if not answer.media_type:
+                continue
             ways.setdefault(answer.media_type, []).append({} if answer.kind is bytes else schema_of[answer.kind])
         return {media: {"schema": some[0] if len(some) == 1 else {"anyOf": some}} for media, some in ways.items()}
 
@@ -95,8 +100,9 @@ def _described(one: Operation, schema_of: Mapping[Any, Any], components: Mapping
     }
     if one.ability is not None:
         told["security"] = [{"key": []}, {}]
-        told["description"] = f"Needs a key with the ability {one.ability!r} where the server has keys."
-        told["parameters"] += _HEADERS
+        needed = "" if one.ability == ANYTHING else f" with the ability {one.ability!r}"
+        told["description"] = f"Needs a key{needed} where the server has keys."
+        told["parameters"] += [header for header in _HEADERS if one.has_deadline or header["name"] != DEADLINE_HEADER]
     if one.fault is not None:
         fault = {JSON: {"schema": schema_of[one.fault]}}
         told["responses"]["4XX"] = {"description": "the request cannot be answered", "content": fault}
@@ -121,6 +127,7 @@ def _form(schema: Mapping[str, str], components: Mapping[str, Any], file: str | 
     return made
 
 
+_CODE, _AS_CODE = re.compile(r"`(.+?)`"), r"<code>\1</code>"
 _NAME = str.maketrans({"/": "_", "{": "", "}": "", ".": "_", "-": "_"})
 _HEADERS = [
     {
@@ -138,7 +145,7 @@ _HEADERS = [
     {
         "name": TENANT_HEADER,
         "in": "header",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9_.-]+$"},
+        "schema": {"type": "string", "pattern": TENANT_PATTERN},
         "description": "the class that is served, where the key may speak for others",
     },
 ]
@@ -156,13 +163,15 @@ def page(told: Mapping[str, Any], operations: Sequence[Operation], base: str) ->
         body = described.get("requestBody", {}).get("content", {})
         for media_type, entry in body.items():
             parts.append(f"<h3>{escape(media_type)}</h3>{_table(_resolved(entry['schema'], schemas), schemas)}")
-        media_types = dict.fromkeys(answer.media_type for answer in one.answers)
+        media_types = dict.fromkeys(answer.media_type or "no body" for answer in one.answers)
         answers = ", ".join(f"<code>{escape(media_type)}</code>" for media_type in media_types)
         parts.append(f"<p>Answers {answers}.</p>")
         if one.example:
             parts.append(f"<pre>{escape(one.example.replace('{base}', base))}</pre>")
         parts.append("</section>")
-    return _PAGE.replace("{parts}", "".join(parts)).replace("{version}", aula.__version__)
+    parts.append("<section><h2>Records</h2></section>")
+    parts += [f"<h3 id={escape(name)}>{escape(name)}</h3>{_table(schema, schemas)}" for name, schema in schemas.items()]
+    return _PAGE.replace("{version}", aula.__version__).replace("{parts}", "".join(parts))
 
 
 def _resolved(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -176,7 +185,7 @@ def _table(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
         f"<td>{escape(_type_of(field, schemas))}</td><td>{escape(_usual(field))}</td></tr>"
         for name, field in schema.get("properties", {}).items()
     )
-    what = f"<p>{escape(schema['description'])}</p>" if "description" in schema else ""
+    what = f"<p>{_CODE.sub(_AS_CODE, escape(schema['description']))}</p>" if "description" in schema else ""
     return f"{what}<table><tr><th>field</th><th>type</th><th>usual</th></tr>{rows}</table>"
 
 
@@ -202,9 +211,11 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>aul
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 code,pre{font:14px/1.5 ui-monospace,monospace}pre{overflow-x:auto;padding:1rem;border:1px solid;border-radius:.5rem}
-section{border-top:1px solid;margin-top:2rem}table{border-collapse:collapse}td,th{text-align:left;padding:.2rem 1rem
+section{border-top:1px solid;margin-top:2rem}table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{text-align:left;padding:.2rem 1rem
 .2rem 0;vertical-align:top}h2{overflow-wrap:anywhere}</style></head><body><main><h1>aula {version}</h1>
-<p>Point an OpenAI client here. Fields with * must be given. The same for programs:
+<p>Point an OpenAI client here, or a Triton one. Voice goes over a WebSocket, <code>/v1/realtime</code>, which this page
+cannot try out. Fields with * must be given; the records that they name stand at the end. The same for programs:
 <a href="/openapi.json">/openapi.json</a>.</p>{parts}</main></body></html>"""
 
 

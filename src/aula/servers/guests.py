@@ -30,6 +30,10 @@ QUOTA = Quota(rate=50.0, burst=500, concurrency=500)
 """Of one code: a full lecture hall, and no more."""
 
 
+_GUEST = "/guest"
+"""Behind the name of the key that he was invited with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Invitation:
     """`until`: Unix time."""
@@ -78,19 +82,40 @@ class Guests:
         if code is None or self.is_open:
             return self._doorman.admit(connection, ability)
         kept = self._find(code)
-        guest = Caller(kept.host.tenant, kept.host.tier, frozenset({"ask"}), f"{kept.host.key}/guest")
+        guest = Caller(kept.host.tenant, kept.host.tier, frozenset({"ask"}), f"{kept.host.key}{_GUEST}")
         noted(connection, guest)
         if connection.scope["path"] not in DOORS:
             raise NotAllowedError("the code of a class opens its page alone", next_step="ask for a key")
         guest = guest.at(connection, ability)
+        self._enter(code, guest)
+        if not when_gone(connection.scope, lambda: self._quotas.leave(code)):
+            self._quotas.leave(code)
+        return noted(connection, guest)
+
+    def again(self, caller: Caller) -> None:
+        """A guest stays as long as his host has a code that holds, and asks no faster than all of a code may together."""
+        try:
+            if caller.key is None or not caller.key.endswith(_GUEST):
+                self._doorman.again(caller)
+                return
+            host = caller.key.removesuffix(_GUEST)
+            self._forget()
+            kept = next((one for one in self._kept.values() if one.host.key == host), None)
+            if kept is None or not self._holds(host):
+                raise _over()
+            code = kept.invitation.code
+            self._enter(code, caller)
+            self._quotas.leave(code)
+        except OverloadError as error:
+            self.refused[str(error.reason)] += 1
+            raise
+
+    def _enter(self, code: str, guest: Caller) -> None:
         now = self._clock.now()
         refusal = self._quotas.check(code, now)
         if refusal is not None:
             raise refusal.error(guest.tenant)
         self._quotas.enter(code, now)
-        if not when_gone(connection.scope, lambda: self._quotas.leave(code)):
-            self._quotas.leave(code)
-        return noted(connection, guest)
 
     def invite(self, host: Caller, seconds: float) -> Invitation:
         """A new code in place of the one that the host's key made before. Raises InputError and NotAllowedError."""
@@ -121,12 +146,16 @@ class Guests:
         # Looked up by its hash: how long that takes says nothing about the code.
         kept = self._kept.get(_digest(code))
         if kept is None or self._clock.now() >= kept.ends or not self._holds(str(kept.host.key)):
-            raise KeyRefusedError("this code is not known here, or its time is over", next_step="ask for a new one")
+            raise _over()
         return kept
 
     def _forget(self) -> None:
         now = self._clock.now()
         self._kept = {digest: one for digest, one in self._kept.items() if now < one.ends}
+
+
+def _over() -> KeyRefusedError:
+    return KeyRefusedError("this code is not known here, or its time is over", next_step="ask for a new one")
 
 
 def _code_of(brought: str | None) -> str | None:

@@ -200,12 +200,21 @@ class KeyedDoorman:
         key = self._keys.get(name)
         return key is not None and key.revoked is None
 
+    def again(self, caller: Caller) -> None:
+        self._refresh()
+        if self.is_open:
+            return
+        if caller.key is None:
+            raise _absent()
+        key = self._keys.get(caller.key)
+        if key is None or key.revoked is not None:
+            raise KeyRefusedError(f"the key {caller.key} was revoked", next_step="ask who runs the server for another")
+        self._count(key)
+        self._quotas.leave(key.name)
+
     def _find(self, secret: str | None) -> Key:
         if secret is None:
-            raise KeyAbsentError(
-                "this server asks for a key",
-                next_step="send it (Authorization: Bearer sk-aula-…); who runs the server makes one: aula key create",
-            )
+            raise _absent()
         name = secret.removeprefix(PREFIX).partition("-")[0]
         key = self._keys.get(name)
         is_right = secrets.compare_digest(digest_of(secret), key.digest if key else _NOBODY)
@@ -216,13 +225,18 @@ class KeyedDoorman:
         return key
 
     def _enter(self, connection: HTTPConnection, key: Key) -> None:
-        quotas, now = self._quotas, self._clock.now()
-        refusal = quotas.check(key.name, now)
-        if refusal is not None:
-            raise refusal.error(key.tenant)
-        quotas.enter(key.name, now)
+        quotas = self._quotas
+        self._count(key)
         if not when_gone(connection.scope, lambda: quotas.leave(key.name)):
             quotas.leave(key.name)
+
+    def _count(self, key: Key) -> None:
+        """Whoever calls lets it leave again."""
+        now = self._clock.now()
+        refusal = self._quotas.check(key.name, now)
+        if refusal is not None:
+            raise refusal.error(key.tenant)
+        self._quotas.enter(key.name, now)
 
     def _refresh(self) -> None:
         stamp = _stamp(self._store.path)
@@ -239,6 +253,13 @@ class KeyedDoorman:
         self._quotas = Quotas({key.name: key.quota() for key in self._keys.values()})
         if self._keys:
             self.is_open = False
+
+
+def _absent() -> KeyAbsentError:
+    return KeyAbsentError(
+        "this server asks for a key",
+        next_step="send it (Authorization: Bearer sk-aula-…); who runs the server makes one: aula key create",
+    )
 
 
 def secret_of(connection: HTTPConnection) -> str | None:

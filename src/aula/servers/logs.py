@@ -34,6 +34,15 @@ def log_defect(error: BaseException, request_id: str) -> None:
     _SERVER.error("a defect", extra={"told": told})
 
 
+def log_stray(_loop: object, context: dict[str, Any]) -> None:
+    """For an event loop: what nobody awaited. asyncio's own handler would print the error's words."""
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        log_defect(error, "")
+    else:
+        log_warning(str(context.get("message")))
+
+
 def configure(form: str, stream: TextIO | None = None) -> None:
     """`form` is text, json or none. uvicorn's warnings come along."""
     handler = logging.StreamHandler(stream or sys.stderr)

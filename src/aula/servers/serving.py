@@ -29,9 +29,10 @@ from aula.servers.app import build_app
 from aula.servers.guests import Guests
 from aula.servers.house import House
 from aula.servers.keys import KeyedDoorman, KeyStore
-from aula.servers.logs import log_notice, log_warning
+from aula.servers.logs import log_notice, log_stray, log_warning
 from aula.servers.notices import notify_systemd
 from aula.servers.origins import Origins
+from aula.servers.realtime.door import WEBSOCKET_OPTIONS
 from aula.servers.wire import listen, protocol_for
 from aula.serving.alarm import Alarm
 
@@ -94,6 +95,7 @@ async def serve(
     not without keys, and what warming raises: a server that can answer nothing does not begin."""
     stop = stop or asyncio.Event()
     share_the_interpreter()
+    asyncio.get_running_loop().set_exception_handler(log_stray)
     async with open_runtime(settings, progress=progress) as runtime:
         generator = Generator.from_settings(settings, runtime.clock)
         keyed = KeyedDoorman(KeyStore.from_settings(settings), runtime.clock)
@@ -185,9 +187,7 @@ def _config(house: House, alarm: Alarm, origins: Origins) -> uvicorn.Config:
         timeout_keep_alive=settings.whole("serve.keep_seconds"),
         timeout_graceful_shutdown=CLOSING_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,
-        ws_max_size=16 * 2**20,
-        # Sound does not shrink: compressing it costs each connection memory and each chunk time.
-        ws_per_message_deflate=False,
+        **WEBSOCKET_OPTIONS,
     )
     if settings.text("serve.tls_cert"):
         config.load()

@@ -61,6 +61,7 @@ def protocol_for(house: House, alarm: Alarm, base: Any = AutoHTTPProtocol) -> An
             self._calm()
             self.transport: Any = vars(self)["transport"].plain
             super().handle_websocket_upgrade(*event)
+            _refuse_unless_begun(self.transport)
 
         def on_response_complete(self) -> None:
             self._heard = 0
@@ -165,9 +166,19 @@ def link_of(scope: Mapping[str, Any]) -> Link | None:
     return (scope.get("state") or {}).get(LINK)
 
 
+def _refuse_unless_begun(transport: Any) -> None:
+    """A head that is lawful HTTP may be more than websockets reads (lines of 8 KiB, 128 headers). It has its answer
+    ready, which uvicorn 0.54 neither sends nor waits for: such a connection would stay for ever."""
+    protocol = transport.get_protocol()
+    if not getattr(protocol, "handshake_initiated", True) and not transport.is_closing():
+        transport.write(b"".join(protocol.conn.data_to_send()))
+        transport.close()
+
+
 def listen(host: str, port: int, unread_seconds: float) -> socket.socket:
-    """A listening socket. A peer that answers nothing, or reads nothing, is given up by the kernel itself: also where
-    a WebSocket is in the middle of a message. Raises OSError."""
+    """A listening socket, which knows that it is TCP's: asyncio looks, before it lets answers leave without waiting for
+    the peer's acknowledgement (TCP_NODELAY; 40 ms otherwise). A peer that answers nothing, or reads nothing, is given
+    up by the kernel itself: also where a WebSocket is in the middle of a message. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -25,6 +25,7 @@ from aula.runtime import EngineInfo, Rules, Rung, Runtime
 from aula.servers import kserve
 from aula.servers.callers import Caller, Doorman, EveryoneIsLocal
 from aula.servers.house import House
+from aula.servers.wire import listen
 
 Arrays = Mapping[str, NDArray[Any]]
 Function = Callable[[Arrays], dict[str, NDArray[Any]]]
@@ -132,6 +133,9 @@ class Keys:
             raise KeyError(secret)
         return self.callers[secret]
 
+    def again(self, caller: Caller) -> None:
+        pass
+
 
 def make_house(
     gate: Gate | None = None,
@@ -173,8 +177,7 @@ def serving(
         loops.append(asyncio.get_running_loop())
         house = make_house(gate, doorman=doorman, rules=rules, rungs=rungs)
         async with house.runtime:
-            with socket.socket() as bound:
-                bound.bind(("127.0.0.1", 0))
+            with listen("127.0.0.1", 0, 60.0) as bound:
                 bound.listen(256)
                 grpc_address = f"127.0.0.1:{free_port()}"
                 grpc = await kserve.grpc_server(house, grpc_address)

@@ -176,6 +176,7 @@ FAULTS: list[tuple[bytes, dict[str, str], int, str]] = [
     (b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2]}]}', {}, 400, "3 elements"),
     (b'{"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [[1], [2]]}]}', {}, 400, "4 elements"),
     (b'{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [[[1]]]}]}', {}, 400, "no FP32"),
+    (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1e39]}]}', {}, 400, "no FP32"),
     (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [128]}]}', {}, 400, "no INT8"),
     (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "INT64", "data": [1.5]}]}', {}, 400, "no INT64"),
     (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "UINT64", "data": [-1]}]}', {}, 400, "no UINT64"),

@@ -163,6 +163,9 @@ class Keys:
             raise UnknownKeyError("this key is not known here", next_step="bring another")
         return caller
 
+    def again(self, caller: Caller) -> None:
+        pass
+
 
 @asynccontextmanager
 async def small_house(

@@ -36,6 +36,7 @@ from aula.runtime import Rules, Rung, Runtime
 from aula.servers.callers import Doorman, EveryoneIsLocal
 from aula.servers.house import House
 from aula.servers.realtime.door import WEBSOCKET_OPTIONS, Door
+from aula.servers.wire import listen
 
 WORDS = ["what", "is", "inertia", "and", "what", "is", "momentum", "in", "mechanics"]
 RATE = 24_000
@@ -196,8 +197,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def listening(app: object, ping_s: float = 20.0) -> AsyncIterator[int]:
     """The port on which uvicorn serves `app`."""
-    bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))
+    bound = listen("127.0.0.1", 0, 60.0)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_level="error",

@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from aula.core.clock import FakeClock
-from aula.core.errors import InputError
+from aula.core.errors import KeyRefusedError
 from aula.scheduling.admission import Quota
 from aula.servers.callers import Caller
 from aula.servers.realtime.formats import Coding, encoded
@@ -248,8 +248,11 @@ async def test_another_course_or_model_is_opened_or_refused(door: Served) -> Non
 class OneKey:
     def admit(self, connection: HTTPConnection, ability: str) -> Caller:
         if connection.headers.get("authorization") != "Bearer right":
-            raise InputError("the key is wrong", next_step="bring the right one")
+            raise KeyRefusedError("the key is wrong", next_step="bring the right one")
         return Caller(tenant="class-5b", key="teacher")
+
+    def again(self, caller: Caller) -> None:
+        pass
 
 
 async def test_a_browser_gets_a_secret_of_its_own(home: Path) -> None:

@@ -1,7 +1,9 @@
-"""A few hundred of fuzz.py's messages, and the state machine under anything at all."""
+"""A few hundred of fuzz.py's messages (`make fuzz`: ten thousand), and the state machine under anything at all."""
 
 import asyncio
+import os
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,23 @@ async def test_the_served_door_bears_it(home: Path, seed: int) -> None:
                 await asyncio.sleep(0.001)
 
 
+@pytest.mark.skipif("AULA_FUZZ" not in os.environ, reason="ten thousand messages: make fuzz")
+async def test_ten_thousand(home: Path) -> None:
+    async with served(home / "realtime") as door:
+        await attack(door, 300, 8)  # what is made once is made before memory is looked at
+        tracemalloc.start()
+        try:
+            outcome = await attack(door, 10_000, 7)
+        finally:
+            tracemalloc.stop()
+        async with asyncio.timeout(20):
+            while door.door.statistics().open or door.transcriber.opened > door.transcriber.closed:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    print(f"\nRealtime: {dict(outcome.codes.most_common())}; grown {outcome.grown_kb:.0f} KiB")
+    assert outcome.failures == []
+    assert outcome.grown_kb < 4096
+
+
 @given(st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=150)
 def test_whatever_happens_in_whatever_order_nothing_unwanted_leaves(random_: random.Random, beta: bool) -> None:
@@ -87,8 +106,10 @@ def test_whatever_happens_in_whatever_order_nothing_unwanted_leaves(random_: ran
 
 def _happening(random_: random.Random, items: list[str], asked: list[str]) -> Happening:
     item, response = random_.choice(items), random_.choice(asked[-3:])
+    begun = f"item_n{len(items)}"  # whoever hears never gives a name twice
+    items.append(begun)
     happenings: list[Happening] = [
-        SpeechBegan(random_.choice(["item_a", "item_b"]), 100),
+        SpeechBegan(begun, 100),
         SpeechEnded(item, 900),
         PartHeard(item, random_.choice(["what", "what is", "that"])),
         Transcribed(item, "what is inertia", 1.0),

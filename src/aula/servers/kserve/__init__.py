@@ -4,8 +4,8 @@ tensors    raw bytes and numbers become arrays, and arrays these
 engines    what is told of the engines; counts, of what came of requests
 asking     the one way in: a request of either door, and the runtime's answer
 bodies     HTTP's bodies: packed, aligned, limited; messages, the JSON in them
-http       the routes
-protocol/  gRPC's messages; rpc, its server
+http       the routes; operations, what /docs says of them
+protocol/  gRPC's messages; rpc, its server; calls, what stands before it
 faults     errors in the protocol's words
 """
 
@@ -15,11 +15,12 @@ from starlette.routing import BaseRoute
 
 from aula.servers.house import House
 from aula.servers.kserve.http import http_routes, shortcut
+from aula.servers.kserve.operations import OPERATIONS
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["grpc_server", "routes", "shortcut"]
+__all__ = ["OPERATIONS", "grpc_server", "routes", "shortcut"]
 
 
 def routes(house: House) -> list[BaseRoute]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from aula.core.errors import InputError
 from aula.core.types import UNKNOWN_LANGUAGE, Context
 from aula.runtime import EngineInfo
-from aula.servers.callers import Caller
+from aula.servers.callers import Caller, tenant_named
 from aula.servers.kserve.engines import TIERS, Engines
 from aula.servers.kserve.faults import NotServedError, NotYoursError
 from aula.servers.kserve.tensors import Array
@@ -74,6 +74,8 @@ def context_of(caller: Caller, parameters: Mapping[str, Any], came: float) -> Co
             f"the key is of the tenant {caller.tenant!r}, and may not speak for others",
             next_step="leave the parameter tenant out",
         )
+    if tenant != caller.tenant:
+        tenant_named(tenant)
     if tier != caller.tier:
         _check_tier(caller, tier)
     deadline = came + timeout / 1e6 if timeout else None

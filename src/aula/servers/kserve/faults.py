@@ -1,25 +1,8 @@
 """Errors as the protocol tells them: {"error": text} and a status over HTTP, a code and a text over gRPC."""
 
-import math
+from aula.core.errors import InputError
+from aula.servers import faults
 
-from aula.core.errors import (
-    AulaError,
-    DeadlineError,
-    InputError,
-    ModelNotFoundError,
-    NoRungError,
-    OverloadError,
-)
-
-DEFECT = "the server failed at this, by a defect of its own. Next: try again, and tell its operator if it lasts"
-_QUOTAS = frozenset({"rate", "concurrency", "device_time"})
-"""Refusals for what the tenant itself did; others tell how the server is."""
-_STATUSES: tuple[tuple[type[AulaError], int], ...] = (
-    (ModelNotFoundError, 404),
-    (DeadlineError, 504),
-    (NoRungError, 503),
-    (InputError, 400),
-)
 _GRPC = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -54,21 +37,17 @@ class TooMuchError(InputError):
 
 
 class NowhereError(InputError):
-    """A path at which there is nothing, or nothing by that method."""
+    """A path at which there is nothing, or nothing by that method; `allow` names the methods that there are."""
 
-    def __init__(self, what: str, *, status: int, next_step: str) -> None:
+    def __init__(self, what: str, *, status: int, next_step: str, allow: str = "") -> None:
         super().__init__(what, next_step=next_step)
         self.status = status
+        self.allow = allow
 
 
 def status_of(error: BaseException) -> int:
-    """HTTP's. An error may bring its own, as those of keys do; what is no error of ours is a defect."""
-    own = getattr(error, "status", None)
-    if isinstance(error, AulaError) and isinstance(own, int):
-        return own
-    if isinstance(error, OverloadError):
-        return 429 if error.reason in _QUOTAS else 503
-    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    """HTTP's, as every door has it."""
+    return faults.status_of(error)[0]
 
 
 def code_of(error: BaseException) -> str:
@@ -76,13 +55,7 @@ def code_of(error: BaseException) -> str:
     return _GRPC.get(status_of(error), "INTERNAL")
 
 
-def message_of(error: BaseException) -> str:
-    """What may be told: a defect's own words stay in the house."""
-    return str(error) if isinstance(error, AulaError) else DEFECT
-
-
 def retry_after(error: BaseException) -> str | None:
     """Whole seconds, as HTTP's header has them; None where asking again does not help."""
-    if not isinstance(error, AulaError) or error.retry_after_s is None:
-        return None
-    return str(max(1, math.ceil(error.retry_after_s)))
+    seconds = faults.retry_after(error)
+    return None if seconds is None else faults.whole(seconds)

@@ -11,11 +11,12 @@ from starlette.routing import BaseRoute, Route
 
 from aula.core.errors import AulaError
 from aula.servers.callers import Caller
+from aula.servers.faults import message_of
 from aula.servers.house import House
 from aula.servers.kserve.asking import Asked, ask
 from aula.servers.kserve.bodies import LeftError, packed, packing_of, read_body
 from aula.servers.kserve.engines import engines_of
-from aula.servers.kserve.faults import NotServedError, NowhereError, message_of, retry_after, status_of
+from aula.servers.kserve.faults import NotServedError, NowhereError, retry_after, status_of
 from aula.servers.kserve.messages import answer, as_json, asked, read_options, read_request
 from aula.servers.wire import link_of
 
@@ -136,10 +137,10 @@ class _Door:
         self._clock = house.runtime.clock
 
     async def live(self, _visit: _Visit) -> _Reply:
-        return _Reply()
+        return _well()
 
     async def ready(self, _visit: _Visit) -> _Reply:
-        return _Reply(status=200 if self._engines.is_ready() else 503)
+        return _well(self._engines.is_ready())
 
     async def server(self, _visit: _Visit) -> _Reply:
         return _Reply(as_json(self._engines.server()))
@@ -147,7 +148,7 @@ class _Door:
     async def model_ready(self, visit: _Visit) -> _Reply:
         self._admit(visit)
         engine = self._engines.find(*visit.named)
-        return _Reply(status=200 if self._engines.is_ready(engine.name) else 503)
+        return _well(self._engines.is_ready(engine.name))
 
     async def metadata(self, visit: _Visit) -> _Reply:
         self._admit(visit)
@@ -164,7 +165,7 @@ class _Door:
     async def index(self, visit: _Visit) -> _Reply:
         self._admit(visit)
         options = read_options(await read_body(visit.receive, visit.headers))
-        return _Reply(as_json(self._engines.index(only_ready=options.get("ready") is True)))
+        return _Reply(as_json(self._engines.index(only_ready=options.ready)))
 
     async def infer(self, visit: _Visit) -> _Reply:
         came = self._clock.now()
@@ -201,9 +202,15 @@ class _Nowhere:
             )
         lawful = sorted({one for route in self._routes if route.path_regex.match(path) for one in route.methods or ()})
         if lawful:
-            what = f"{path[:200]} does not know {method}; it knows {', '.join(lawful)}"
-            raise NowhereError(what, status=405, next_step="use one of these")
+            known = ", ".join(lawful)
+            what = f"{path[:200]} does not know {method[:20]}; it knows {known}"
+            raise NowhereError(what, status=405, next_step="use one of these", allow=known)
         raise NowhereError(f"there is nothing at {path[:200]}", status=404, next_step="see docs/kserve.md for what is")
+
+
+def _well(is_well: bool = True) -> _Reply:
+    """The status says it all."""
+    return _Reply(status=200 if is_well else 503, headers=())
 
 
 async def _tensors(parts: list[Any], packing: str | None) -> _Reply:
@@ -217,8 +224,13 @@ async def _tensors(parts: list[Any], packing: str | None) -> _Reply:
 
 
 def _refusal(error: AulaError) -> _Reply:
-    seconds = retry_after(error)
-    headers = [_JSON] if seconds is None else [_JSON, (b"retry-after", seconds.encode())]
+    headers = [_JSON]
+    if (seconds := retry_after(error)) is not None:
+        headers.append((b"retry-after", seconds.encode()))
+    if status_of(error) in (408, 413):
+        headers.append((b"connection", b"close"))  # the rest of the body is not worth reading
+    if isinstance(error, NowhereError) and error.allow:
+        headers.append((b"allow", error.allow.encode()))
     return _Reply(as_json({"error": message_of(error)}), status_of(error), tuple(headers))
 
 

@@ -38,8 +38,14 @@ class InferRequest(msgspec.Struct, gc=False):
     outputs: list[OutputWish] | None = None
 
 
+class IndexOptions(msgspec.Struct):
+    """`ready`: only those that are."""
+
+    ready: bool = False
+
+
 _REQUESTS = msgspec.json.Decoder(InferRequest)
-_INDEX = msgspec.json.Decoder(Parameters)
+_INDEX = msgspec.json.Decoder(IndexOptions)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -52,9 +58,9 @@ def read_request(body: Body) -> InferRequest:
     return _decoded(_REQUESTS, body.json)  # type: ignore[no-any-return]
 
 
-def read_options(body: Body) -> Parameters:
+def read_options(body: Body) -> IndexOptions:
     """An object that may be absent."""
-    return _decoded(_INDEX, body.json) if body.json else {}
+    return _decoded(_INDEX, body.json) if body.json else IndexOptions()
 
 
 def asked(request: InferRequest, body: Body) -> Asked:

@@ -4,29 +4,23 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
-from starlette.requests import HTTPConnection
 
-from aula.core.errors import AulaError, InputError, SettingsError
+from aula.core.clock import within
+from aula.core.errors import AulaError, InputError, SettingsError, TooSlowError
 from aula.runtime import EngineInfo
 from aula.servers.callers import Caller
+from aula.servers.faults import message_of
 from aula.servers.house import House
 from aula.servers.kserve.asking import Asked, ask
-from aula.servers.kserve.bodies import MOST_BYTES
+from aula.servers.kserve.calls import Call, credentials_of, options_of
 from aula.servers.kserve.engines import engines_of
-from aula.servers.kserve.faults import code_of, message_of, retry_after
+from aula.servers.kserve.faults import code_of, retry_after, status_of
 from aula.servers.kserve.protocol import SERVICE, protocol
 from aula.servers.kserve.tensors import Array, datatype_of, from_list, from_raw, to_raw
 
-_ABILITY = "infer"
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MOST_BYTES),
-    ("grpc.max_send_message_length", MOST_BYTES),
-    ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
-)
 _LISTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -45,10 +39,14 @@ _LISTS = {
 
 def make_server(house: House, address: str) -> grpc.aio.Server:
     """Raises SettingsError for an address that cannot be listened on."""
-    server = grpc.aio.server(options=_OPTIONS)
+    settings = house.settings
+    server = grpc.aio.server(
+        options=options_of(settings), maximum_concurrent_rpcs=settings.whole("serve.max_connections")
+    )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(_Door(house))),))
+    credentials = credentials_of(settings)
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if not port:
@@ -65,35 +63,52 @@ def _handlers(door: "_Door") -> dict[str, Any]:
         if name == "ModelStreamInfer":
             handlers[name] = grpc.stream_stream_rpc_method_handler(partial(_streamed, door, taken))
         else:
-            answering = partial(_told, getattr(door, _snake(name)), taken)
+            answering = partial(_told, door, name, getattr(door, _snake(name)), taken)
             handlers[name] = grpc.unary_unary_rpc_method_handler(answering)
     return handlers
 
 
-async def _told(answer: Callable[[Any, Any], Awaitable[Any]], taken: Any, raw: bytes, context: Any) -> bytes:
+async def _told(
+    door: "_Door", name: str, answer: Callable[[Any, Call], Awaitable[Any]], taken: Any, raw: bytes, context: Any
+) -> bytes:
+    call = Call(door.house, name, context)
+    call.received = len(raw)
     try:
-        answered = await answer(_read(taken, raw), context)
-        return answered.SerializeToString()  # type: ignore[no-any-return]
+        told: bytes = (await answer(_read(taken, raw), call)).SerializeToString()
+        call.status, call.sent = 200, len(told)
+        return told
     except Exception as error:
-        await _abort(context, error)
+        await _abort(call, error)
         raise
+    finally:
+        await call.end()
 
 
 async def _streamed(door: "_Door", taken: Any, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
     """One after the other. What one of them did wrong is told in its place, and the stream goes on."""
     response = protocol().ModelStreamInferResponse
+    call = Call(door.house, "ModelStreamInfer", context)
     try:
-        caller = door.admit(context)
-        async for raw in messages:
+        caller = call.admit()
+        while (raw := await door.next_of(messages)) is not None:
+            is_first = not call.received
+            call.received += len(raw)
             request = _read(taken, raw)
             try:
-                told = response(infer_response=await door.infer(request, context, caller))
+                if not is_first:
+                    door.house.doorman.again(caller)
+                told = response(infer_response=await door.infer(request, call, caller))
             except AulaError as error:
                 named = {"model_name": request.model_name, "model_version": request.model_version, "id": request.id}
                 told = response(error_message=message_of(error), infer_response=named)
-            yield told.SerializeToString()
+            made = told.SerializeToString()
+            call.sent += len(made)
+            yield made
+        call.status = 200
     except Exception as error:
-        await _abort(context, error)
+        await _abort(call, error)
+    finally:
+        await call.end()
 
 
 def _read(taken: Any, raw: bytes) -> Any:
@@ -106,77 +121,88 @@ def _read(taken: Any, raw: bytes) -> Any:
         ) from error
 
 
-async def _abort(context: Any, error: Exception) -> None:
+async def _abort(call: Call, error: Exception) -> None:
     """Ends the call with what may be told; a defect is said aloud in the house."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    call.status = status_of(error)
     if not isinstance(error, AulaError):
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
         asyncio.get_running_loop().call_exception_handler({"message": "a call of gRPC failed", "exception": error})
     seconds = retry_after(error)
     trailing = () if seconds is None else (("retry-after", seconds),)
-    await context.abort(getattr(grpc.StatusCode, code_of(error)), message_of(error), trailing)
+    await call.context.abort(getattr(grpc.StatusCode, code_of(error)), message_of(error), trailing)
 
 
 class _Door:
     """A method for each of the service's."""
 
     def __init__(self, house: House) -> None:
+        self.house = house
         self._engines = engines_of(house)
-        self._doorman = house.doorman
         self._clock = house.runtime.clock
+        self._keep_seconds = house.settings.number("serve.keep_seconds")
         self._protocol = protocol()
 
-    async def server_live(self, _request: Any, _context: Any) -> Any:
+    async def server_live(self, _request: Any, _call: Call) -> Any:
         return self._protocol.ServerLiveResponse(live=True)
 
-    async def server_ready(self, _request: Any, _context: Any) -> Any:
+    async def server_ready(self, _request: Any, _call: Call) -> Any:
         return self._protocol.ServerReadyResponse(ready=self._engines.is_ready())
 
-    async def server_metadata(self, _request: Any, _context: Any) -> Any:
+    async def server_metadata(self, _request: Any, _call: Call) -> Any:
         return self._protocol.ServerMetadataResponse(**self._engines.server())
 
-    async def repository_index(self, request: Any, context: Any) -> Any:
-        self.admit(context)
+    async def repository_index(self, request: Any, call: Call) -> Any:
+        call.admit()
         return self._protocol.RepositoryIndexResponse(models=self._engines.index(only_ready=request.ready))
 
-    async def model_ready(self, request: Any, context: Any) -> Any:
-        self.admit(context)
+    async def model_ready(self, request: Any, call: Call) -> Any:
+        call.admit()
         engine = self._engines.find(request.name, request.version)
         return self._protocol.ModelReadyResponse(ready=self._engines.is_ready(engine.name))
 
-    async def model_metadata(self, request: Any, context: Any) -> Any:
-        self.admit(context)
+    async def model_metadata(self, request: Any, call: Call) -> Any:
+        call.admit()
         engine = await self._engines.known(request.name, request.version)
         return self._protocol.ModelMetadataResponse(**self._engines.metadata(engine))
 
-    async def model_config(self, request: Any, context: Any) -> Any:
-        self.admit(context)
+    async def model_config(self, request: Any, call: Call) -> Any:
+        call.admit()
         config = self._engines.config(await self._engines.known(request.name, request.version))
         for tensor in (*config["input"], *config["output"]):
             tensor["data_type"] = self._protocol.datatypes[tensor["data_type"]]
         return self._protocol.ModelConfigResponse(config=config)
 
-    async def model_statistics(self, request: Any, context: Any) -> Any:
-        self.admit(context)
+    async def model_statistics(self, request: Any, call: Call) -> Any:
+        call.admit()
         statistics = self._engines.statistics(request.name, request.version)
         return self._protocol.ModelStatisticsResponse(model_stats=statistics)
 
-    async def model_infer(self, request: Any, context: Any) -> Any:
-        return await self.infer(request, context, self.admit(context))
+    async def model_infer(self, request: Any, call: Call) -> Any:
+        return await self.infer(request, call, call.admit())
 
-    async def infer(self, request: Any, context: Any, caller: Caller) -> Any:
+    async def infer(self, request: Any, call: Call, caller: Caller) -> Any:
         came = self._clock.now()
-        left = context.time_remaining()
+        left = call.context.time_remaining()
         engine = self._engines.find(request.model_name, request.model_version)
-        return await ask(
-            self._engines,
-            engine,
-            caller,
-            came,
-            lambda: _asked(request),
-            lambda made: self._answer(engine, request.id, made),
-            None if left is None else came + left,
-        )
+        with call.turn():
+            return await ask(
+                self._engines,
+                engine,
+                caller,
+                came,
+                lambda: _asked(request),
+                lambda made: self._answer(engine, request.id, made),
+                None if left is None else came + left,
+            )
+
+    async def next_of(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """A stream's next message; None at its end. Raises TooSlowError for one that says nothing for too long."""
+        try:
+            async with within(self._clock, self._keep_seconds):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise TooSlowError("the stream said nothing for too long", next_step="open another") from None
 
     def _answer(self, engine: EngineInfo, request_id: str, made: Mapping[str, Array]) -> Any:
         answer = self._protocol.ModelInferResponse(model_name=engine.name, model_version=engine.version, id=request_id)
@@ -184,19 +210,6 @@ class _Door:
             answer.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
             answer.raw_output_contents.append(bytes(to_raw(array)))
         return answer
-
-    def admit(self, context: Any) -> Caller:
-        """A doorman reads headers, and metadata are headers."""
-        headers = [(key.lower().encode(), _header(value)) for key, value in context.invocation_metadata() or ()]
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": f"/{SERVICE}",
-            "query_string": b"",
-            "headers": headers,
-            "client": _client(context.peer()),
-        }
-        return self._doorman.admit(HTTPConnection(scope), _ABILITY)
 
 
 def _asked(request: Any) -> Asked:
@@ -229,17 +242,6 @@ def _add(parameters: dict[str, Any], told: Mapping[str, Any]) -> None:
         choice = value.WhichOneof("parameter_choice")
         if choice is not None:
             parameters[name] = getattr(value, choice)
-
-
-def _header(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
-
-
-def _client(peer: str) -> tuple[str, int] | None:
-    """gRPC writes ipv4:127.0.0.1:50000 and ipv6:%5B::1%5D:50000."""
-    kind, _, address = unquote(peer).partition(":")
-    host, _, port = address.rpartition(":")
-    return (host.strip("[]"), int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _snake(name: str) -> str:

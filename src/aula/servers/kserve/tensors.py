@@ -185,8 +185,9 @@ def _filled(name: str, dtype: np.dtype[Any], count: int, values: Sequence[Any]) 
     if dtype.kind == "O":
         return _objects(values)
     try:
-        return np.fromiter(values, dtype, count)
-    except (OverflowError, ValueError, TypeError) as error:
+        with np.errstate(over="raise"):  # a number beyond FP32 is no infinity
+            return np.fromiter(values, dtype, count)
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise _no_such_data(name, _NAMES[dtype], str(error)) from error
 
 

@@ -6,6 +6,7 @@ What is asked is the last message of a user. The answer is the course's, with it
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from msgspec import UNSET
@@ -88,8 +89,9 @@ class Chat:
         if wanted.stream:
             with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
             return events(self._chunks(turn, with_usage))
-        async for _ in told.pieces():
-            pass
+        async with aclosing(told.pieces()) as pieces:
+            async for _ in pieces:
+                pass
         self._note(turn)
         message = ReplyMessage(told.text)
         return reply(
@@ -98,8 +100,9 @@ class Chat:
 
     async def _chunks(self, turn: _Turn, with_usage: bool) -> AsyncIterator[ChatChunk]:
         yield turn.chunk(Delta("assistant", ""))
-        async for piece in turn.told.pieces():
-            yield turn.chunk(Delta(content=piece))
+        async with aclosing(turn.told.pieces()) as pieces:
+            async for piece in pieces:
+                yield turn.chunk(Delta(content=piece))
         last = turn.chunk(Delta(), "stop")
         last.aula = self._extension(turn)
         yield last

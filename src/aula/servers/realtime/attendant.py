@@ -5,7 +5,6 @@ it is stopped. Neither makes the reader of events wait, except where more sound 
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from time import time
@@ -18,6 +17,7 @@ from aula.core.errors import AulaError
 from aula.core.types import SPEECH_RATE, Capability, Context, DetectRequest
 from aula.servers.callers import Caller
 from aula.servers.house import House
+from aula.servers.logs import log_defect
 from aula.servers.realtime.answering import Answering, Room
 from aula.servers.realtime.listening import OpenMicrophone, Tell, Utterance, closed
 from aula.servers.realtime.messages import (
@@ -34,7 +34,6 @@ from aula.servers.realtime.messages import (
     Stop,
 )
 
-_log = logging.getLogger(__name__)
 MOST_WAITING = 10 * SPEECH_RATE
 """Samples that may wait to be heard, before the client has to wait too."""
 _TOGETHER = SPEECH_RATE // 5
@@ -159,7 +158,7 @@ class Attendant:
             except AulaError as error:
                 await self._give_up(command, error)
             except Exception as error:
-                _log.exception("hearing failed")
+                log_defect(error, item_id)
                 await self._give_up(command, error)
             finally:
                 self._less.set()
@@ -192,8 +191,10 @@ class Attendant:
                 return
             utterance = self._utterances.get(command.item_id)
             if utterance is None:
+                self._house.doorman.again(self._caller)
                 turn = await Turn.open(self._house.runtime, self.dialogue, context, self._options)
-                utterance = self._utterances[command.item_id] = Utterance(command.item_id, turn, self._tell)
+                utterance = Utterance(command.item_id, turn, self._tell, is_admitted=True)
+                self._utterances[command.item_id] = utterance
             self._heard += len(command.samples)
             await utterance.hear(command.samples)
             return

@@ -24,6 +24,7 @@ from aula.servers.realtime.messages import (
     Adopt,
     Answered,
     ChangeCourse,
+    Continued,
     CourseChanged,
     Ended,
     Finish,
@@ -123,12 +124,23 @@ class Conversation(Speaker):
                 self._say_all(self.response.answered(answer, told, before))
             case Sounded(_, sound) if self.response.speaks:
                 self._say_all([self.response.sounded(sound, self._clock.now())])
-            case Ended():
+            case Continued(_, text) if self.response.speaks:
+                self._say_all([self.response.continued(text)])
+            case Ended(_, told):
+                if told is not None:
+                    self.response.told = told
                 self._end_response("completed")
             case NotAnswered(_, error):
                 told = error_of(error)
                 self._end_response("failed", {"error": {name: told[name] for name in ("type", "code", "message")}})
         return self._taken()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether somebody speaks, was just heard, or is answered."""
+        if self.response is not None or self._buffer is not None:
+            return True
+        return any(item.text is None and item.failed is None for item in self.items.with_turns())
 
     def next_moment(self) -> float | None:
         """When `passed` is to be called, if nothing happens before."""

@@ -21,7 +21,9 @@ class Dialogues:
         if warming is None or (warming.done() and (warming.cancelled() or warming.exception() is not None)):
             dialogue = Dialogue(self._house.runtime, opened, self._house.settings)
             warming = self._warmed[key] = asyncio.ensure_future(_warmed(dialogue))
-        return (await asyncio.shield(warming)).another()
+        dialogue = (await asyncio.shield(warming)).another()
+        dialogue.is_continued = self._house.generator is not None
+        return dialogue
 
 
 async def _warmed(dialogue: Dialogue) -> Dialogue:

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import Struct
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from aula.core.errors import AulaError, CourseNotFoundError, OverloadError
+from aula.core.errors import AulaError, KeyRefusedError, OverloadError
+from aula.servers.faults import headers_of, status_of
 from aula.servers.house import House
 from aula.servers.realtime.dialogues import Dialogues
 from aula.servers.realtime.errors import ClientError, JsonObject, error_of
+from aula.servers.realtime.operations import ExpiresAfter, SecretWanted
 from aula.servers.realtime.options import MODEL, Options, course_of
-from aula.servers.realtime.secrets import LEAST_SECONDS, MOST_SECONDS, PREFIX, USUAL_SECONDS, Bearer, ClientSecrets
+from aula.servers.realtime.secrets import LEAST_SECONDS, MOST_SECONDS, PREFIX, Bearer, ClientSecrets
 from aula.servers.realtime.shapes import checked
 from aula.servers.realtime.visit import POLICY, Visit
 from aula.servers.realtime.wire import Wire
@@ -39,16 +40,6 @@ class DoorStatistics:
 
     open: int
     refused: int
-
-
-class _ExpiresAfter(Struct, forbid_unknown_fields=True):
-    anchor: str = "created_at"
-    seconds: int = USUAL_SECONDS
-
-
-class _SecretWanted(Struct, forbid_unknown_fields=True):
-    expires_after: _ExpiresAfter | None = None
-    session: dict[str, Any] | None = None
 
 
 class Door:
@@ -110,8 +101,8 @@ class Door:
         """A secret for a browser. Its session object is checked now, so that no browser meets the error."""
         try:
             caller = self._house.doorman.admit(request, ABILITY)
-            wanted: _SecretWanted = checked(_SecretWanted, await _body(request), "body")
-            after = wanted.expires_after or _ExpiresAfter()
+            wanted: SecretWanted = checked(SecretWanted, await _body(request), "body")
+            after = wanted.expires_after or ExpiresAfter()
             if after.anchor != "created_at" or not LEAST_SECONDS <= after.seconds <= MOST_SECONDS:
                 raise ClientError(
                     f"expires_after counts {LEAST_SECONDS} to {MOST_SECONDS} seconds from created_at",
@@ -132,10 +123,11 @@ class Door:
         if value is not None:
             bearer = self.secrets.find(value)
             if bearer is None:
-                raise ClientSecretError(
+                raise KeyRefusedError(
                     "the client secret is unknown, or has expired",
                     next_step="ask your own server for another: POST /v1/realtime/client_secrets",
                 )
+            self._house.doorman.again(bearer.caller)
             return bearer
         return Bearer(self._house.doorman.admit(connection, ABILITY), {})
 
@@ -145,10 +137,6 @@ class Door:
             return options
         usual = options.course
         return options.updated({"model": f"{MODEL}:{course_of(model, usual)}"})
-
-
-class ClientSecretError(AulaError):
-    """Not who he says, or no longer."""
 
 
 def _offered(socket: WebSocket) -> Sequence[str]:
@@ -182,16 +170,8 @@ async def _body(request: Request) -> object:
 
 def _refusal(error: AulaError | ClientError) -> JSONResponse:
     told = error_of(error)
-    headers = {"Retry-After": str(max(1, round(told["retry_after_s"])))} if "retry_after_s" in told else {}
-    match error:
-        case ClientError():
-            status = 413 if told["code"] == "body_too_large" else 400
-        case OverloadError():
-            status = 429
-        case CourseNotFoundError():
-            status = 404
-        case _:
-            # The doorman's errors may know better.
-            status = getattr(error, "status", 401)
-            told = {**told, "type": "invalid_request_error", "code": "invalid_api_key"}
-    return JSONResponse({"error": told}, status, headers)
+    if isinstance(error, ClientError):
+        return JSONResponse({"error": told}, 413 if told["code"] == "body_too_large" else 400)
+    # Too many connections is how OpenAI's clients know it: they wait, and come again.
+    status = 429 if isinstance(error, OverloadError) else status_of(error)[0]
+    return JSONResponse({"error": told}, status, headers_of(error))

@@ -2,15 +2,7 @@
 
 from typing import Any
 
-from aula.core.errors import (
-    AudioError,
-    AulaError,
-    CourseNotFoundError,
-    InputError,
-    NothingHeardError,
-    OverloadError,
-    UnsupportedLanguageError,
-)
+from aula.servers.faults import message_of, retry_after, status_of, type_of
 
 JsonObject = dict[str, Any]
 
@@ -28,31 +20,12 @@ class ClientError(Exception):
         }
 
 
-_CODES: tuple[tuple[type[AulaError], str], ...] = (
-    (CourseNotFoundError, "model_not_found"),
-    (NothingHeardError, "nothing_heard"),
-    (UnsupportedLanguageError, "unsupported_language"),
-    (AudioError, "invalid_audio"),
-    (InputError, "invalid_value"),
-    (OverloadError, "rate_limit_exceeded"),
-)
-_KINDS = {"rate_limit_exceeded": "rate_limit_error", "server_error": "server_error"}
-
-
 def error_of(error: BaseException, param: str | None = None) -> JsonObject:
     """Any error as the protocol's object. What is none of ours is a defect, and its words stay in the house."""
     if isinstance(error, ClientError):
         return dict(error.error)
-    if not isinstance(error, AulaError):
-        return {
-            "type": "server_error",
-            "code": "server_error",
-            "message": "The server failed at this. Next: try again, and tell its operator if it lasts.",
-            "param": param,
-        }
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), "server_error")
-    kind = _KINDS.get(code, "invalid_request_error")
-    told: JsonObject = {"type": kind, "code": code, "message": str(error), "param": param}
-    if error.retry_after_s is not None:
-        told["retry_after_s"] = round(error.retry_after_s, 3)
+    status, code = status_of(error)
+    told: JsonObject = {"type": type_of(status), "code": code, "message": message_of(error), "param": param}
+    if (seconds := retry_after(error)) is not None:
+        told["retry_after_s"] = round(seconds, 3)
     return told

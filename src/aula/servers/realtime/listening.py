@@ -32,12 +32,14 @@ Tell = Callable[[Happening], None]
 class Utterance:
     """What a student says, from its first sound to its text; afterwards its turn holds the answer that was drafted."""
 
-    def __init__(self, item_id: str, turn: Turn, tell: Tell) -> None:
+    def __init__(self, item_id: str, turn: Turn, tell: Tell, *, is_admitted: bool = False) -> None:
+        """`is_admitted`: the doorman has counted it before anything was heard."""
         self.item_id = item_id
         self.turn = turn
         self._tell = tell
         self._samples = 0
         self._partial = ""
+        self._is_admitted = is_admitted
         self._finishing: asyncio.Task[Transcript] | None = None
 
     async def hear(self, samples: Float32) -> None:
@@ -49,6 +51,11 @@ class Utterance:
             if self.turn.partial != self._partial:
                 self._partial = self.turn.partial
                 self._tell(PartHeard(self.item_id, self._partial))
+
+    def take_admission(self) -> bool:
+        """Whether its first answer was counted already; a second one is not."""
+        taken, self._is_admitted = self._is_admitted, False
+        return taken
 
     def finish(self) -> None:
         """Transcribe it, beside whatever is heard meanwhile."""

@@ -167,6 +167,14 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Continued:
+    """More words of it; their sound follows."""
+
+    response_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sounded:
     response_id: str
     sound: bytes
@@ -174,7 +182,10 @@ class Sounded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
+    """`told` in the place of what `Answered` said, where more is known by now."""
+
     response_id: str
+    told: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +207,7 @@ Happening = (
     | NotTranscribed
     | NotHeard
     | Answered
+    | Continued
     | Sounded
     | Ended
     | NotAnswered

@@ -34,7 +34,7 @@ class Response:
         return {"type": "response.created", "response": self._shown()}
 
     def answered(self, answer: Answer, told: JsonObject, previous: str | None) -> Iterator[JsonObject]:
-        """The item and its part begin; the words come whole, since they are known before they sound."""
+        """The item and its part begin; the words come before they sound, since they are known by then."""
         self.speaks = True
         self.told = told
         self.item.text = answer.text
@@ -44,6 +44,10 @@ class Response:
             yield {"type": "conversation.item.added", "previous_item_id": previous, "item": shown}
         yield {"type": "response.content_part.added", **self._content(), "part": self._part("")}
         yield {"type": f"{self._words}.delta", **self._content(), "delta": answer.text}
+
+    def continued(self, text: str) -> JsonObject:
+        self.item.text = (self.item.text or "") + text
+        return {"type": f"{self._words}.delta", **self._content(), "delta": text}
 
     def sounded(self, sound: bytes, now: float) -> JsonObject:
         if self.first_sound_at is None:

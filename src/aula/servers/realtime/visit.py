@@ -19,7 +19,7 @@ from aula.servers.realtime.options import Options
 from aula.servers.realtime.outbox import Outbox, OutboxFullError
 from aula.servers.realtime.wire import Wire
 
-NORMAL, POLICY = 1000, 1008
+NORMAL, GOING_AWAY, POLICY = 1000, 1001, 1008
 """Close codes (RFC 6455, 7.4.1)."""
 _CLOSING_SECONDS = 2.0
 
@@ -51,10 +51,16 @@ class Visit:
         self._changing: ChangeCourse | None = None
         self._last_event = self._clock.now()
         self._stirred = asyncio.Event()
+        self._rested = asyncio.Event()
+        """Set whenever no turn is under way; looked at only when the server ends."""
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Until either side has enough. The socket is accepted already, and closed here."""
+        with self._house.traffic.guest():
+            await self._run()
+
+    async def _run(self) -> None:
         end = _OverError(NORMAL, "")
         try:
             dialogue = await self._dialogues.open(self._options.course)
@@ -67,6 +73,7 @@ class Visit:
             asyncio.create_task(self._read(self._attendant)),
             asyncio.create_task(self._outbox.send_all(self._socket.send_text)),
             asyncio.create_task(self._watch()),
+            asyncio.create_task(self._leave()),
             self._over,
         ]
         try:
@@ -90,6 +97,8 @@ class Visit:
             elif self._attendant is not None:
                 self._attendant.do(out)
         self._stirred.set()
+        if self._house.traffic.is_closing and not self._conversation.is_under_way:
+            self._rested.set()
 
     def _told(self, happening: Happening) -> None:
         try:
@@ -144,6 +153,13 @@ class Visit:
                     )
                 )
                 raise _OverError(NORMAL, "idle")
+
+    async def _leave(self) -> None:
+        """When the server ends: after the turn that is under way, and before another."""
+        await self._house.traffic.closing.wait()
+        if self._conversation.is_under_way:
+            await self._rested.wait()
+        raise _OverError(GOING_AWAY, "the server is about to stop")
 
     async def _until(self, moment: float | None) -> None:
         """Until then, or until anything happened."""
