@@ -93,7 +93,7 @@ class Guests:
         return noted(connection, guest)
 
     def again(self, caller: Caller) -> None:
-        """A guest stays as long as his host has a code that holds, and asks no faster than all of a code may together."""
+        """A guest stays as long as his host has a code that holds, and asks no faster than all of one code may."""
         try:
             if caller.key is None or not caller.key.endswith(_GUEST):
                 self._doorman.again(caller)
