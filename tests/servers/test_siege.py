@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ async def _passes(clock: FakeClock, holds: Callable[[], bool], step: float = 1.0
             clock.advance(step)
 
 
+async def _left(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 async def _raw(door: Served, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection(door.address.host, door.address.port)
     writer.write(head)
@@ -72,7 +79,7 @@ async def test_fifty_that_stop_in_the_middle_are_told_and_left(door: Served, clo
     await _passes(clock, answers.done)
     assert {answer[9:12] for answer in await answers} == {b"408"}
     for _, writer in opened:
-        writer.close()
+        await _left(writer)
     await _passes(clock, lambda: door.house.traffic.connections == 0)
     assert await _is_well(door)
 
@@ -88,7 +95,7 @@ async def test_one_that_never_reads_its_answer_is_cut_off(door: Served, clock: F
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await _passes(clock, lambda: bool(door.models.said), step=0.0)
     await _passes(clock, lambda: door.models.closed == door.models.open and not door.house.traffic.turns)
-    writer.transport.abort()
+    await _left(writer)
     assert await _is_well(door)
 
 
@@ -118,7 +125,7 @@ async def test_the_kernel_gives_up_peers_that_are_gone() -> None:
 async def test_path_tricks_at_every_door(door: Served, path: str, status: int) -> None:
     reader, writer = await _raw(door, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
-    writer.close()
+    await _left(writer)
     assert int(answer[9:12]) == status
 
 
@@ -129,7 +136,7 @@ async def test_huge_heads_at_every_door(door: Served, path: str) -> None:
         more = upgrade + "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n" if "realtime" in path else ""
         reader, writer = await _raw(door, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{more}{headers}\r\n\r\n".encode())
         assert (await reader.read(12))[9:12] == b"431"
-        writer.close()
+        await _left(writer)
     assert await _is_well(door)
 
 

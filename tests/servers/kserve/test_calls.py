@@ -153,6 +153,7 @@ async def test_connections_beyond_the_limit_and_those_that_say_nothing_are_close
         reader, writer = await asyncio.open_connection(*address.split(":"))
         assert b"Did not receive HTTP/2" in await reader.read(), "told, and then closed"
         writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_stream_that_says_nothing_is_ended(tmp_path: Path) -> None:
