@@ -280,6 +280,7 @@ def test_a_class_comes_in_with_its_teachers_code(tmp_path: Path) -> None:
         page.until("document.querySelector('#invitation').open")
         page.find("#invite-acts .main").click()
         code = str(page.until("document.querySelector('.invite .code')?.textContent"))
+        assert page.run("return document.activeElement.textContent") == EN["close"], "Enter ends nothing by mistake"
         page.run("sessionStorage.clear()")
         page.open(f"{room.url}/")
         page.find("#key").send_keys(code.lower() + "\n")
