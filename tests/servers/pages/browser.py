@@ -53,6 +53,7 @@ AudioNode.prototype.connect = function (...to) {
   if (to[0] === this.context.destination) {
     const analyser = (window.heard = this.context.createAnalyser());
     analyser.fftSize = 8192;
+    analyser.smoothingTimeConstant = 0;
     connect.call(this, analyser);
   }
   return connect.apply(this, to);

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.servers.pages.browser import Page, chromium
 
-SIZE, PHONE = (1280, 800), (390, 844)
+SIZE, TALL, PHONE = (1280, 800), (1280, 1060), (390, 844)
 QUALITY = 82
 
 
@@ -78,13 +78,13 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             sound = Path(f"{given.speech}%noloop") if is_english and given.speech else None
-            size, scale = (SIZE, 1.0) if is_english else (PHONE, 2.0)
+            size, scale = (TALL, 1.0) if is_english else (PHONE, 2.0)
             looks: dict[str, Any] = {"language": language, "dark": not is_english, "size": size, "scale": scale}
             with chromium(Path(folder) / "a", microphone=sound, **looks) as page:
                 student(page, f"{given.url}/{key}", at("student"), speaks=sound is not None, asks="什么是惯性？")
             with chromium(Path(folder) / "b", language=language, microphone=given.lecture, size=SIZE) as page:
                 teacher(page, f"{given.url}/teacher{key}", at("teacher"), speaks=is_english and bool(given.lecture))
-            with chromium(Path(folder) / "c", language=language, size=(1280, 1100), dark=is_english) as page:
+            with chromium(Path(folder) / "c", language=language, size=(1280, 1180), dark=is_english) as page:
                 operator(page, f"{given.url}/operator{key}", at("operator"))
 
 

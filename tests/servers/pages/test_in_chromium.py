@@ -150,6 +150,7 @@ def test_asking_again_interrupts_what_sounds(page: Page, room: Classroom) -> Non
     page.until("document.querySelector('#hold').dataset.state === 'speaking'")
     with page.holding("#hold"):
         page.until("document.querySelector('#hold').dataset.state === 'listening'")
+        page.until("window.loudest()[1] < -100")
         page.until("document.querySelector('.asked.partial')?.textContent.includes('what is')")
     page.until("document.querySelectorAll('.turn .meta').length === 2")
     truncated = next(event for event in room.realtime.events if event["type"] == "conversation.item.truncate")
@@ -279,6 +280,7 @@ def test_a_class_comes_in_with_its_teachers_code(tmp_path: Path) -> None:
         page.until("document.querySelector('#invitation').open")
         page.find("#invite-acts .main").click()
         code = str(page.until("document.querySelector('.invite .code')?.textContent"))
+        assert page.run("return document.activeElement.textContent") == EN["close"], "Enter ends nothing by mistake"
         page.run("sessionStorage.clear()")
         page.open(f"{room.url}/")
         page.find("#key").send_keys(code.lower() + "\n")
@@ -391,5 +393,7 @@ def test_without_a_microphone_a_question_is_typed(tmp_path: Path, room: Classroo
         assert any(ZH[f"microphone.{why}"] in told for why in ("absent", "denied", "busy"))
         assert page.run("return document.activeElement.id") == "question"
         _ask(page, "What is inertia?")
-        width = page.run("return document.documentElement.scrollWidth")
-        assert width <= 390, "nothing stands beside a phone's screen"
+        for path in ("/", "/teacher", "/operator"):
+            page.open(f"{room.url}{path}")
+            width = page.run("return document.documentElement.scrollWidth")
+            assert width <= 390, f"nothing of {path} stands beside a phone's screen"

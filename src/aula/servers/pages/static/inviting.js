@@ -43,6 +43,7 @@ function draw() {
   find("invite-acts").replaceChildren(...(holds
     ? [button("invite.end", () => change(() => ask(PATH, undefined, "DELETE"))), navigator.clipboard ? button("invite.copy", copy) : "", close()]
     : [close(), button("invite.make", () => change(() => ask(PATH, { minutes: Number(minutes) })), true)]));
+  if (find("invitation").open) find("invite-acts").querySelector("[autofocus]").focus();
 }
 
 function shown() {
@@ -73,7 +74,12 @@ async function copy(event) {
   setTimeout(() => { place.textContent = say("invite.copy"); }, COPIED_MS);
 }
 
-const close = () => button("close", () => find("invitation").close());
+/** The focus stands here, where Enter does no harm. */
+function close() {
+  const view = button("close", () => find("invitation").close());
+  view.autofocus = true;
+  return view;
+}
 
 function button(key, onclick, isMain = false) {
   return make("button", { type: "button", class: isMain ? "button main" : "button", onclick }, say(key));
