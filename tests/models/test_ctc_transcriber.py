@@ -14,7 +14,7 @@ from aula.models.ctc_beam import Alphabet, Word
 from aula.models.ctc_confidence import Calibration
 from aula.models.ctc_config import CtcConfig
 from aula.models.ctc_hearing import CtcHearing
-from aula.models.ctc_transcriber import PAUSE_FRAMES, CtcTranscriber
+from aula.models.ctc_transcriber import LONG_FRAMES, PAUSE_FRAMES, CtcTranscriber
 from tests.models.ctc_small_model import SMALL
 
 ALPHABET = Alphabet(
@@ -131,3 +131,14 @@ def test_a_senseless_calibration_is_refused() -> None:
     made = Calibration.read({"confidence": {"weights": [1, 1, -1, 0], "bias": 2}})
     assert made is not None
     assert made.confidence([Word("sure", 0, 1, 0.99)]) > 0.8 > made.confidence([Word("unsure", 0, 1, 0.05)])
+
+
+def test_a_long_talk_is_kept_in_pieces_though_nobody_asked_for_segments() -> None:
+    # So sure that a text with one word less is not likelier for its many ways through the frames.
+    talk = [*[{"▁what": 0.9999}, {"": 0.9999}] * (LONG_FRAMES // 2), *[SILENT] * PAUSE_FRAMES, {"▁mass": 0.9}]
+    stream = transcriber(talk).start(TranscribeRequest(partials=False), Context("en"))
+    stream.feed(np.zeros(CHUNK_SAMPLES * (len(talk) // CONFIG.chunk + 3), np.float32))
+    assert stream._beam.frames < 4 * CONFIG.chunk
+    transcript = stream.commit()
+    assert transcript.text.split() == ["what"] * (LONG_FRAMES // 2) + ["mass"]
+    assert transcript.words[-1].start == pytest.approx(0.04 * (LONG_FRAMES + PAUSE_FRAMES))

@@ -84,7 +84,7 @@ def test_nothing_said_is_never_usable() -> None:
 
 
 def measured(**changes: Any) -> card.Measured:
-    report = [
+    report: list[dict[str, Any]] = [
         {"chunk": 8, "group": "speechocean762", "wer": 0.3125, "words": 900, "clips": 120},
         {"chunk": 16, "group": "speechocean762", "wer": 0.2875, "words": 900, "clips": 120},
         {"examples": []},
