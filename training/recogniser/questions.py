@@ -64,7 +64,7 @@ def spoken_before(folder: Path) -> list[Spoken]:
         clips, flat = shards.read(file)
         start = 0
         for clip in clips:
-            sound = flat[start : start + clip.samples].astype(np.float32) / 32768
+            sound = flat[start : start + clip.samples].astype(np.float32) / np.float32(32768)
             found[clip.text] = Spoken(clip.text, sound, (clip.source,))
             start += clip.samples
     missing = [row["question"] for row in questions() if row["question"] not in found]
