@@ -160,6 +160,42 @@ async def test_what_is_forgotten_is_answered_as_unclear(attended: Attended) -> N
     assert "could not make that out" in answered.answer.text
 
 
+class Slow:
+    """An utterance, or a microphone with one, that takes its time to close."""
+
+    detection, item_id = OPEN, "item_a"
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+        self.speaking: Slow | None = None
+        self.is_closed = False
+
+    async def close(self) -> None:
+        self.begun.set()
+        await self.may_end.wait()
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("what", ["an utterance", "a microphone", "who speaks into it"])
+async def test_what_is_being_closed_when_the_client_goes_is_closed_to_the_end(home: Path, what: str) -> None:
+    async with _attended(home) as attended:
+        attendant, slow, other = attended.attendant, Slow(), Slow()
+        other.may_end.set()
+        if what == "an utterance":
+            attendant._utterances["item_a"] = slow  # type: ignore[assignment]
+            attended.do(Forget("item_a"))
+        else:
+            attendant._microphone, other.speaking = (slow if what == "a microphone" else other), slow  # type: ignore[assignment]
+            attended.do(Forget(None))
+        await slow.begun.wait()
+        closing = asyncio.create_task(attendant.close())
+        await asyncio.sleep(0)
+        slow.may_end.set()
+        await closing
+        assert slow.is_closed
+        assert other.is_closed == (what == "who speaks into it")
+
+
 async def test_what_cannot_be_heard_fails_once_whenever_an_answer_is_asked_for(home: Path) -> None:
     async with _attended(home, STRANGERS) as attended:
         attended.do(*[hear(50)] * 5, Finish("item_a"))

@@ -6,8 +6,9 @@ it is stopped. Neither makes the reader of events wait, except where more sound 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import time
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,8 @@ class Attendant:
         """An open microphone that cannot be heard is told of once, and not for each of its frames."""
         self._answering: dict[str, asyncio.Task[None]] = {}
         self._listening: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        """What is taken out of everything else, and not closed yet."""
 
     def do(self, command: Command) -> None:
         match command:
@@ -123,6 +126,8 @@ class Attendant:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._closing:
+            await asyncio.wait(self._closing)
         for utterance in list(self._utterances.values()):
             await closed(utterance)
         self._utterances.clear()
@@ -233,7 +238,7 @@ class Attendant:
         if item_id is None:
             await self._leave_microphone()
         elif (utterance := self._utterances.pop(item_id, None)) is not None:
-            await closed(utterance)
+            await self._whole(closed(utterance))
         self._given_up.pop(item_id or "", None)
 
     async def _leave_microphone(self) -> None:
@@ -242,8 +247,14 @@ class Attendant:
             return
         if microphone.speaking is not None:
             self._utterances.pop(microphone.speaking.item_id, None)
-            await closed(microphone.speaking)
-        await microphone.close()
+        await self._whole(_left(microphone))
+
+    async def _whole(self, closing: Coroutine[Any, Any, None]) -> None:
+        """It is closed to the end, also where the client goes meanwhile: `close` waits for it."""
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        await asyncio.shield(task)
 
     async def _give_up(self, command: _Hearing, error: Exception) -> None:
         """What cannot be heard is told once, and no more of it is tried."""
@@ -256,9 +267,15 @@ class Attendant:
             await self._leave_microphone()
         utterance = self._utterances.pop(item_id, None)
         if utterance is not None:
-            await closed(utterance)
+            await self._whole(closed(utterance))
         self._given_up = {item_id: error}
         self._tell(NotHeard(item_id, error))
 
     def _context(self, language: str | None) -> Context:
         return self._caller.context(language or self.dialogue.course.info.language)
+
+
+async def _left(microphone: OpenMicrophone) -> None:
+    if microphone.speaking is not None:
+        await closed(microphone.speaking)
+    await microphone.close()
