@@ -1,6 +1,8 @@
 """What goes in is not copied, and what comes out stays as it is."""
 
+import importlib
 import mmap
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aula.backends.pages import give_back
+from aula.backends.pages import give_back, trim_heap
 from aula.backends.session import Session, SessionOptions, available_backends, open_session
 from aula.core.errors import BackendError
+from aula.serving.memory import resident_bytes
 from tests.backends.graphs import doubling, passing
 
 WIDTH = 1000
@@ -147,8 +150,9 @@ def _resident(path: Path) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what of a file is in memory")
-def test_code_that_only_loading_needed_is_given_back(tmp_path: Path) -> None:
-    import openvino
+@pytest.mark.parametrize("backend", [name for name in available_backends() if name in ("openvino", "onnxruntime")])
+def test_code_that_only_loading_needed_is_given_back(backend: str, tmp_path: Path) -> None:
+    runtime = str(Path(importlib.import_module(backend).__file__ or "").parent)
 
     def code() -> int:
         """KiB of the runtime's that are in this process's memory."""
@@ -156,17 +160,28 @@ def test_code_that_only_loading_needed_is_given_back(tmp_path: Path) -> None:
         for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
             span, *words = line.split()
             if "-" in span:
-                counts = words[0].startswith("r-x") and str(Path(openvino.__file__).parent) in line
+                counts = words[0].startswith("r-x") and runtime in line
             held += int(words[0]) if counts and span == "Rss:" else 0
         return held
 
-    with _opened("openvino", "batch", tmp_path) as session:
+    with _opened(backend, "batch", tmp_path) as session:
         x = {"x": np.full((2, WIDTH), 3, np.float32)}
         session.run(x)
         loaded = code()
         session.settle()
         session.run(x)
         assert 0 < code() < loaded / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the C library of GNU is asked to give back")
+def test_what_was_freed_below_what_stays_goes_back_to_the_system() -> None:
+    blocks = [bytes(100_000) for _ in range(300)]
+    stays = blocks[-1]
+    blocks.clear()
+    freed = resident_bytes()
+    trim_heap()
+    assert freed - resident_bytes() > 20_000_000
+    assert len(stays) == 100_000
 
 
 @pytest.mark.parametrize("backend", available_backends())

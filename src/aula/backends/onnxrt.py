@@ -7,6 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from aula.backends.onnx_file import dimension_names
+from aula.backends.pages import give_back
 from aula.backends.session import Session, SessionOptions, Tensors, refusing
 from aula.backends.sizes import named
 from aula.core.errors import BackendError
@@ -49,11 +50,16 @@ class OnnxRuntimeSession(Session):
             lambda: onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"]),
         )
         self._output_names = [output.name for output in self._session.get_outputs()]
+        self._model = model
         super().__init__(
             [named(_spec(tensor), names) for tensor in self._session.get_inputs()],
             [_spec(tensor) for tensor in self._session.get_outputs()],
             options,
         )
+
+    def settle(self) -> None:
+        """Weights that the runtime reads where they are mapped come back from the file with the next run."""
+        give_back(self._model, Path(onnxruntime.__file__).parent)
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         try:

@@ -8,6 +8,7 @@ from enum import Enum
 
 import numpy as np
 
+from aula.backends.pages import trim_heap
 from aula.core.errors import NothingHeardError, UnsupportedLanguageError
 from aula.core.types import (
     UNKNOWN_LANGUAGE,
@@ -77,6 +78,8 @@ class CtcTranscriber:
         with self._lock:
             if key not in self._courses:
                 self._courses[key] = WordScores(estimate(question_sets(request.vocabulary)), self.options)
+                # Counting takes several times what is kept.
+                trim_heap()
             self._courses.move_to_end(key)
             while len(self._courses) > KEPT_COURSES:
                 self._courses.popitem(last=False)
