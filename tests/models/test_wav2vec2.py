@@ -148,13 +148,13 @@ def test_sounds_are_normalised_as_the_folder_says(tmp_path: Path) -> None:
 def test_a_folder_is_heard_as_a_whole(tmp_path: Path) -> None:
     from aula.core.types import Context, TranscribeRequest
     from aula.models.ctc_transcriber import CtcTranscriber
-    from aula.models.ctc_whole import WholeHearing
+    from aula.models.wav2vec2 import hearing as hearing_of
 
     checkpoint = made(tmp_path, "base")
     config = Wav2Vec2Config.from_checkpoint(checkpoint)
     save_model(write_wav2vec2(config, load_weights(checkpoint, config)), tmp_path / "w.onnx")
     with open_session("onnxruntime", tmp_path / "w.onnx") as session:
-        hearing = WholeHearing(session, config, normalises=True)
+        hearing = hearing_of(session, checkpoint)
         stream = CtcTranscriber(hearing, read_alphabet(checkpoint, config)).start(TranscribeRequest(), Context("en"))
         spoken = sound(5000)[0] / 8
         assert stream.feed(spoken[:1000]).text == stream.feed(spoken[1000:]).text == ""
@@ -168,10 +168,10 @@ def test_a_folder_is_heard_as_a_whole(tmp_path: Path) -> None:
 def test_other_recognisers_are_refused_with_what_is_read(tmp_path: Path) -> None:
     from aula.models.ctc_rung import recipe_of
 
-    (tmp_path / "config.json").write_text('{"model_type": "parakeet_ctc"}')
-    with pytest.raises(CheckpointError, match="parakeet_ctc") as failure:
+    (tmp_path / "config.json").write_text('{"model_type": "hubert"}')
+    with pytest.raises(CheckpointError, match="hubert") as failure:
         recipe_of(Checkpoint(tmp_path), "p")
-    assert failure.value.available == ("aula-ctc", "wav2vec2")
+    assert failure.value.available == ("aula-ctc", "wav2vec2", "parakeet_ctc")
 
 
 def test_it_is_a_recipe(tmp_path: Path) -> None:

@@ -141,8 +141,9 @@ def build(
 ) -> None:
     """Turn a trained model into the fastest engines that pass their gate.
 
-    MODEL is "minilm" or "recogniser"; a folder (config.json, model.safetensors) of the BERT family, Whisper, Wav2Vec2
-    or EfficientNet; a file that ends in .onnx; or owner/name on the Hugging Face hub (owner/name@revision pins one).
+    MODEL is "minilm" or "recogniser"; a folder (config.json, model.safetensors) of the BERT family, Whisper, Wav2Vec2,
+    Parakeet (CTC) or EfficientNet; a file that ends in .onnx; or owner/name on the Hugging Face hub
+    (owner/name@revision pins one).
     Every precision is proven on every backend, at every profile, against a plain reference; lower precisions are judged
     by the task's own metric on labelled examples, and kept only if they lose at most --most-drop points and are faster.
 

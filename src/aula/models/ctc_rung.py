@@ -21,7 +21,7 @@ from aula.engine.bundle import Bundle
 from aula.engine.precision import Progress
 from aula.engine.recipe import Model, Recipe
 from aula.engine.store import Store
-from aula.models import wav2vec2, wav2vec2_task
+from aula.models import parakeet_config, wav2vec2
 from aula.models.checkpoints import WEIGHTS, Checkpoint
 from aula.models.ctc import ctc_recipe
 from aula.models.ctc_confidence import Calibration
@@ -30,12 +30,15 @@ from aula.models.ctc_hearing import CtcHearing
 from aula.models.ctc_task import Labelled
 from aula.models.ctc_transcriber import CtcTranscriber
 from aula.models.ctc_whole import WholeHearing
+from aula.models.parakeet import PARAKEET
 
 NAME = "recogniser"
 PACKAGED = Path(__file__).parent / NAME
 """Where the weights lie that ship: see CARD.md there."""
 LICENCES = (Licence("the recogniser", "Apache-2.0", "trained here from free voices and speechocean762: see its card"),)
-KINDS = (KIND, wav2vec2.KIND)
+WHOLE = {wav2vec2.KIND: wav2vec2.WAV2VEC2, parakeet_config.KIND: PARAKEET}
+"""Architectures of others, which hear a sound as a whole."""
+KINDS = (KIND, *WHOLE)
 """What config.json may call a recogniser's architecture."""
 NONE = "none"
 """The setting `recogniser` of those who want none."""
@@ -44,7 +47,11 @@ NONE = "none"
 def info(folder: Path) -> RungInfo:
     name = NAME if folder == PACKAGED else folder.resolve().name
     licences = LICENCES if folder == PACKAGED else ()
-    return RungInfo(name, Capability.TRANSCRIBE, frozenset({"en"}), "streams English in chunks of 320 ms", licences)
+    whole = False
+    with suppress(CheckpointError):  # said when it is opened
+        whole = folder != PACKAGED and Checkpoint(folder).read_json("config.json").get("model_type") in WHOLE
+    how = "hears English, each sound as a whole" if whole else "streams English in chunks of 320 ms"
+    return RungInfo(name, Capability.TRANSCRIBE, frozenset({"en"}), how, licences)
 
 
 def find_folder(settings: Settings) -> Path | None:
@@ -83,11 +90,10 @@ def open_transcriber(folder: Path, settings: Settings, progress: Progress | None
     calibration = Calibration.read(raw)
     recipe = recipe_of(checkpoint, NAME if folder == PACKAGED else folder.resolve().name)
     hearing: CtcHearing | WholeHearing
-    if raw.get("model_type") == wav2vec2.KIND:
-        letters = wav2vec2.Wav2Vec2Config.from_checkpoint(checkpoint)
-        alphabet = wav2vec2.read_alphabet(checkpoint, letters)
+    if kind := WHOLE.get(str(raw.get("model_type"))):
+        alphabet = kind.alphabet(checkpoint)
         session = open_engine(recipe, settings, progress, None)
-        hearing = WholeHearing(session, letters, normalises=wav2vec2.normalises(checkpoint))
+        hearing = kind.hearing(session, checkpoint)
     else:
         config = CtcConfig.from_checkpoint(checkpoint)
         alphabet = read_alphabet(checkpoint, config.units)
@@ -104,12 +110,12 @@ def recipe_of(checkpoint: Checkpoint, name: str, labelled: Labelled | None = Non
     if kind == KIND:
         licences = LICENCES if checkpoint.folder == PACKAGED else ()
         return ctc_recipe(checkpoint, name, labelled=labelled, licences=licences)
-    if kind == wav2vec2.KIND:
-        return wav2vec2_task.judged(checkpoint, name, labelled)
+    if kind in WHOLE:
+        return WHOLE[kind].judged(checkpoint, name, labelled)
     raise CheckpointError(
         f"{checkpoint.folder} holds the architecture {kind!r}, which is no CTC recogniser that is read here",
         available=KINDS,
-        next_step="choose a checkpoint of one of these; of Parakeet and others the ONNX export can be served as it is",
+        next_step="choose a checkpoint of one of these; of others the ONNX export can be served as it is",
     )
 
 

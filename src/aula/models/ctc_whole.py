@@ -1,22 +1,33 @@
 """CTC models that hear a sound as a whole: nothing is said before the commit."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from aula.backends.session import Session
 from aula.core.types import SPEECH_RATE, Float32
-from aula.models.wav2vec2 import LONGEST_SECONDS, RATE, Wav2Vec2Config, normalised
+from aula.engine.recipe import Arrays, Recipe
+from aula.models import ctc_task
+from aula.models.checkpoints import Checkpoint
+from aula.models.ctc_beam import Alphabet
 
-LEAST = RATE // 4
+USUAL_SECONDS, LONGEST_SECONDS = 5, 20
+"""A question, and what is heard at once; longer sounds are heard in pieces."""
+LEAST = SPEECH_RATE // 4
 """Samples; shorter sounds are filled up with silence."""
 
 
 class WholeHearing:
-    """Wav2Vec2 on an engine for any length. Not for two threads at once."""
+    """An engine for any length. Not for two threads at once.
 
-    def __init__(self, session: Session, config: Wav2Vec2Config, *, normalises: bool) -> None:
-        self._session, self.config, self._normalises = session, config, normalises
+    `given` makes its inputs of a sound; `units` are what it writes with, one row of them every `frame_seconds`."""
+
+    def __init__(
+        self, session: Session, given: Callable[[Float32], Arrays], *, units: int, frame_seconds: float
+    ) -> None:
+        self._session, self._given = session, given
+        self._units, self._frame_seconds = units, frame_seconds
 
     @property
     def backend(self) -> str:
@@ -24,14 +35,14 @@ class WholeHearing:
 
     @property
     def frame_seconds(self) -> float:
-        return float(np.prod(self.config.conv_stride)) / RATE
+        return self._frame_seconds
 
     def begin(self) -> "WholeHeard":
-        return WholeHeard(self.whole, self.config.vocab_size)
+        return WholeHeard(self.whole, self._units)
 
     def whole(self, samples: Float32) -> Float32:
-        """Natural logarithms [frames, tokens]; what is longer than LONGEST_SECONDS is heard in pieces."""
-        most = LONGEST_SECONDS * RATE
+        """Natural logarithms [frames, units]; what is longer than LONGEST_SECONDS is heard in pieces."""
+        most = LONGEST_SECONDS * SPEECH_RATE
         pieces = [self._heard(samples[start : start + most]) for start in range(0, max(1, len(samples)), most)]
         return np.concatenate(pieces)
 
@@ -40,8 +51,7 @@ class WholeHearing:
 
     def _heard(self, samples: Float32) -> Float32:
         padded = np.pad(samples, (0, max(0, LEAST - len(samples))))
-        sound = normalised(padded) if self._normalises else padded
-        rows: Float32 = self._session.run({"sound": sound[None]})["logarithms"][0]
+        rows: Float32 = self._session.run(self._given(padded))["logarithms"][0]
         return rows
 
 
@@ -58,3 +68,23 @@ class WholeHeard:
 
     def end(self) -> Float32:
         return self._hear(np.concatenate(self._held)) if self._held else np.zeros((0, self._units), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeKind:
+    """An architecture that hears so: how its checkpoints are read."""
+
+    recipe: Callable[[Checkpoint, str], Recipe]
+    alphabet: Callable[[Checkpoint], Alphabet]
+    hearing: Callable[[Session, Checkpoint], WholeHearing]
+
+    def judged(self, checkpoint: Checkpoint, name: str, labelled: ctc_task.Labelled | None = None) -> Recipe:
+        """By a user's clips, or by this project's questions in synthetic voices."""
+        return replace(
+            self.recipe(checkpoint, name),
+            task=lambda: ctc_task.task(
+                lambda session: self.hearing(session, checkpoint).whole,
+                self.alphabet(checkpoint),
+                labelled or ctc_task.spoken(),
+            ),
+        )

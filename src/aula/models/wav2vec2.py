@@ -13,20 +13,19 @@ from typing import Any, cast
 
 import numpy as np
 
+from aula.backends.session import Session
 from aula.core.errors import CheckpointError
-from aula.core.types import Float32, Licence
+from aula.core.types import SPEECH_RATE, Float32, Licence
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
 from aula.models.checkpoints import Checkpoint
 from aula.models.ctc_beam import Alphabet
+from aula.models.ctc_whole import LONGEST_SECONDS, USUAL_SECONDS, WholeHearing, WholeKind
 from aula.models.wav2vec2_graph import write_wav2vec2
 from aula.models.wav2vec2_reference import Wav2Vec2Reference
 
 Shapes = dict[str, tuple[int, ...]]
 KIND = "wav2vec2"
 VOCABULARY = "vocab.json"
-SECONDS = 5
-LONGEST_SECONDS = 20
-RATE = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ def wav2vec2_recipe(
         return {"sound": generator.standard_normal((sizes["rows"], sizes["samples"]), dtype=np.float32)}
 
     one = Size(1, 1, 1)
-    least = RATE // 4
+    least, usual, most = SPEECH_RATE // 4, USUAL_SECONDS * SPEECH_RATE, LONGEST_SECONDS * SPEECH_RATE
     return Recipe(
         name=name,
         revision=1,
@@ -197,8 +196,8 @@ def wav2vec2_recipe(
         example=example,
         reference=Wav2Vec2Reference(config, weights),
         profiles=(
-            Profile("question", {"rows": one, "samples": Size(least, SECONDS * RATE, SECONDS * RATE)}),
-            Profile("long", {"rows": one, "samples": Size(SECONDS * RATE, SECONDS * RATE, LONGEST_SECONDS * RATE)}),
+            Profile("question", {"rows": one, "samples": Size(least, usual, usual)}),
+            Profile("long", {"rows": one, "samples": Size(usual, usual, most)}),
         ),
         rows="rows",
         written={"int8": lambda: write_wav2vec2(config, weights(), int8_weights=True)},
@@ -206,6 +205,23 @@ def wav2vec2_recipe(
         seeded=seeded,
         licences=licences,
     )
+
+
+def hearing(session: Session, checkpoint: Checkpoint) -> WholeHearing:
+    config, as_given = Wav2Vec2Config.from_checkpoint(checkpoint), not normalises(checkpoint)
+    return WholeHearing(
+        session,
+        lambda samples: {"sound": (samples if as_given else normalised(samples))[None]},
+        units=config.vocab_size,
+        frame_seconds=float(np.prod(config.conv_stride)) / SPEECH_RATE,
+    )
+
+
+WAV2VEC2 = WholeKind(
+    wav2vec2_recipe,
+    lambda checkpoint: read_alphabet(checkpoint, Wav2Vec2Config.from_checkpoint(checkpoint)),
+    hearing,
+)
 
 
 def _vocabulary(folder: Path) -> tuple[Path, ...]:

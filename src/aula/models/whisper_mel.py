@@ -24,15 +24,15 @@ RANGE = 8.0
 
 
 @cache
-def mel_filters(bins: int) -> Float32:
-    """float32 [bins, WINDOW // 2 + 1]: triangles on Slaney's mel scale from 0 to 8 kHz, each of area one.
+def mel_filters(bins: int, transform: int = WINDOW) -> Float32:
+    """float32 [bins, transform // 2 + 1]: triangles on Slaney's mel scale from 0 to 8 kHz, each of area one.
 
     The scale is linear below 1 kHz (15 mels) and logarithmic above (27 mels for a factor of 6.4).
     """
     top = 15 + 27 * np.log(SPEECH_RATE / 2 / 1000) / np.log(6.4)
     mels = np.linspace(0, top, bins + 2)
     edges = np.where(mels < 15, mels * 1000 / 15, 1000 * 6.4 ** ((mels - 15) / 27))
-    centres = np.linspace(0, SPEECH_RATE / 2, WINDOW // 2 + 1)
+    centres = np.linspace(0, SPEECH_RATE / 2, transform // 2 + 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     triangles = np.minimum((centres - low) / (middle - low), (high - centres) / (high - middle))
     filters: Float32 = (np.maximum(0, triangles) * 2 / (high - low)).astype(np.float32)
