@@ -1,5 +1,6 @@
 """The prefix beam search against every way through the frames, and what a course changes."""
 
+import gc
 import itertools
 import math
 from collections import defaultdict
@@ -143,3 +144,20 @@ def test_wav2vec2_parts_words_with_a_stroke() -> None:
     beam = Beam(alphabet)
     beam.feed(_frames(alphabet, {"A": 0.9}, {"|": 0.9}, {"B": 0.9}))
     assert [word.text for word in beam.words()] == ["A", "B"]
+
+
+def test_an_utterance_that_is_over_holds_no_memory_until_the_collector_comes() -> None:
+    def prefixes() -> int:
+        return sum(type(one).__name__ == "_Prefix" for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = prefixes()
+        beam = Beam(PIECES)
+        beam.feed(_frames(PIECES, *[{"\u2581mass": 0.4, "s": 0.3}] * 20))
+        assert prefixes() > before + 20
+        del beam
+        assert prefixes() == before
+    finally:
+        gc.enable()

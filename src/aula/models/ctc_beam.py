@@ -10,7 +10,7 @@ Probabilities come in pieces, as sound does; however they are cut, the result is
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -113,7 +113,6 @@ class _Prefix:
     scored: float = 0.0
     begun: float = 0.0
     peak: float = _NEVER
-    children: dict[int, "_Prefix"] = field(default_factory=dict)
     blank: float = _NEVER
     other: float = _NEVER
     next_blank: float = _NEVER
@@ -143,6 +142,9 @@ class Beam:
         self._options = options or BeamOptions()
         root = _Prefix(None, -1, 0, blank=0.0)
         self._kept = [root]
+        # By parent and token. Here and not at the parent: what refers in circles waits for the collector, and a lesson
+        # of such texts is 10 MB.
+        self._grown: dict[tuple[int, int], _Prefix] = {}
         self.frames = 0
 
     def feed(self, logarithms: Float32) -> None:
@@ -237,9 +239,10 @@ class Beam:
                 before = prefix.blank if token == prefix.token else heard
                 if before == _NEVER:
                     continue
-                child = prefix.children.get(token)
+                place = id(prefix), token
+                child = self._grown.get(place)
                 if child is None:
-                    child = prefix.children[token] = self._grow(prefix, token)
+                    child = self._grown[place] = self._grow(prefix, token)
                 mark(child)
                 child.next_other = _sum(child.next_other, before + share)
                 child.notice(share, self.frames)
