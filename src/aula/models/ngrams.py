@@ -13,13 +13,20 @@ text, but counts kinds of history, which weighted and made-up sentences distort.
 import math
 from array import array
 from bisect import bisect_left
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 START, END = "<s>", "</s>"
 
 Gram = tuple[str, ...]
+Codes = NDArray[Any]
+"""int64, or Python's own numbers where grams are long."""
+Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +44,16 @@ class NgramModel:
     thousand grams are 2 MB so, and 40 as tuples of words in a dictionary.
     """
 
-    def __init__(self, order: int, counts: dict[int, float], words: Sequence[str]) -> None:
-        """`words` are START, which has the digit 1, and the vocabulary; `counts` are by `Digits.code`."""
+    def __init__(self, order: int, codes: Codes, counts: Float64, words: Sequence[str]) -> None:
+        """`words` are START, which has the digit 1, and the vocabulary; `codes` are grams by `Digits.code`, sorted, and
+        `counts` how often each was seen."""
         self.order = order
         self.vocabulary = frozenset(words[1:])
         self._digits = Digits(words)
-        totals: defaultdict[int, float] = defaultdict(float)
-        kinds: Counter[int] = Counter()
-        for code, count in counts.items():
-            before = code // self._digits.base
-            totals[before] += count
-            kinds[before] += 1
-        self._counts = _Numbers({code: (count,) for code, count in counts.items()}, 1)
-        self._before = _Numbers({code: (total, kinds[code]) for code, total in totals.items()}, 2)
+        before, place = np.unique(codes // self._digits.base, return_inverse=True)
+        total, kinds = np.bincount(place, counts), np.bincount(place)
+        self._counts = _Numbers(codes, counts)
+        self._before = _Numbers(before, total, kinds)
 
     def probability(self, word: str, history: Sequence[str] = ()) -> float:
         """P(word | history); only the last `order - 1` words of the history count. 0 for a word not known."""
@@ -130,13 +134,12 @@ class Digits:
 
 
 class _Numbers:
-    """A dictionary of whole numbers to `width` numbers each, in sorted rows."""
+    """A dictionary of whole numbers, which come sorted, to a number of each row, kept as float32."""
 
-    def __init__(self, entries: dict[int, tuple[float, ...]], width: int) -> None:
-        ordered = sorted(entries)
-        # Long grams of many words are larger than 64 bits hold.
-        self.codes: array[int] | list[int] = array("q", ordered) if not ordered or ordered[-1] < 2**63 else ordered
-        self._rows = [array("d", (entries[code][column] for code in ordered)) for column in range(width)]
+    def __init__(self, codes: Codes, *rows: NDArray[Any]) -> None:
+        # Numbers that are found one by one come faster from Python's own rows than from numpy's.
+        self.codes: array[int] | list[int] = codes.tolist() if codes.dtype == object else array("q", codes.tobytes())
+        self._rows = [array("f", row.astype(np.float32).tobytes()) for row in rows]
 
     def get(self, code: int) -> tuple[float, ...] | None:
         place = bisect_left(self.codes, code)
@@ -164,8 +167,12 @@ def estimate(sets: Iterable[WeightedSentences], vocabulary: Iterable[str] = (), 
         raise ValueError(f"{bad[0]!r} is no single word")
     words = (START, *sorted(known))
     digits = Digits(words)
-    counts: defaultdict[int, float] = defaultdict(float)
+    # Long grams of many words are larger than 64 bits hold.
+    fits = digits.base**order < 2**63
+    seen: array[int] | list[int] = array("q") if fits else []
+    weights = array("d")
     for part in parts:
+        before = len(seen)
         for sentence in part.sentences:
             said = [digits.of[word] for word in (START, *sentence, END)]
             for last in range(1, len(said)):
@@ -173,5 +180,8 @@ def estimate(sets: Iterable[WeightedSentences], vocabulary: Iterable[str] = (), 
                 for place in range(last, max(-1, last - order), -1):
                     code += said[place] * scale
                     scale *= digits.base
-                    counts[code] += part.weight
-    return NgramModel(order, dict(counts), words)
+                    seen.append(code)
+        weights.extend(repeat(part.weight, len(seen) - before))
+    codes, placed = np.unique(np.array(seen, np.int64 if fits else object), return_inverse=True)
+    counts: Float64 = np.bincount(placed, weights, len(codes)).astype(np.float64)
+    return NgramModel(order, codes, counts, words)
