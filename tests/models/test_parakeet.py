@@ -144,11 +144,15 @@ def test_the_front_end_is_as_the_folder_says(tmp_path: Path) -> None:
     assert ParakeetMel.from_checkpoint(checkpoint, 16) == ParakeetMel(16)
     (tmp_path / "preprocessor_config.json").unlink()
     assert ParakeetMel.from_checkpoint(checkpoint, 80) == ParakeetMel()
-    inner = {"feature_size": 80, "hop_length": 200, "n_fft": 1024, "win_length": 800, "preemphasis": 0.0}
+    inner = {
+        "feature_size": 80, "hop_length": 200, "n_fft": 1024, "win_length": 800, "preemphasis": 0.0,
+        "do_normalize": True,
+    }  # fmt: skip
     (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": inner}))
     assert ParakeetMel.from_checkpoint(checkpoint, 80) == ParakeetMel(80, 200, 1024, 800, 0.0)
     faults: list[dict[str, Any]] = [
         {"feature_size": 64}, {"sampling_rate": 8000}, {"win_length": 2000}, {"hop_length": []},
+        {"do_normalize": False},
     ]  # fmt: skip
     for wrong in faults:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**inner, **wrong}))
@@ -181,6 +185,9 @@ def test_pieces_become_words_in_small_letters(tmp_path: Path) -> None:
         ({"encoder_config": None}, "no encoder_config"),
         ({"encoder_config": {**ENCODER, "hidden_act": "relu"}}, "hidden_act 'relu'"),
         ({"encoder_config": {**ENCODER, "num_key_value_heads": 2}}, "num_key_value_heads 2"),
+        ({"encoder_config": {**ENCODER, "conv_norm_type": "layer_norm"}}, "conv_norm_type 'layer_norm'"),
+        ({"encoder_config": {**ENCODER, "causal_downsampling": True}}, "causal_downsampling True"),
+        ({"encoder_config": {**ENCODER, "att_context_size": [70, 13]}}, r"att_context_size \[70, 13\]"),
         ({"encoder_config": {**ENCODER, "hidden_size": "32"}}, "hidden_size '32'"),
         ({"encoder_config": {**ENCODER, "scale_input": 1}}, "scale_input 1"),
         ({"encoder_config": {**ENCODER, "num_attention_heads": 5}}, "do not go together"),

@@ -29,6 +29,11 @@ _SIZES = {
 }  # fmt: skip
 """Of "encoder_config", with what holds where it leaves one out: the sizes of parakeet-ctc-1.1b."""
 _SWITCHES = {"attention_bias": True, "convolution_bias": True, "scale_input": True}
+_LAWFUL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",), "conv_norm_type": ("batch_norm",), "causal_downsampling": (False,),
+    "att_context_size": ([-1, -1],), "att_context_style": ("regular",), "conv_context_size": ([-1, -1],),
+}  # fmt: skip
+"""Of "encoder_config" too: what is written here. Others are FastConformers that stream, which look less far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,11 @@ class ParakeetConfig:
                 next_step="choose a checkpoint of ParakeetForCTC; transducers (TDT, RNNT) are not read",
             )
         heads = encoder.get("num_attention_heads", _SIZES["num_attention_heads"])
-        for name, value in {"hidden_act": "silu", "num_key_value_heads": heads}.items():
-            if encoder.get(name, value) != value:
+        for name, lawful in {**_LAWFUL, "num_key_value_heads": (heads,)}.items():
+            if encoder.get(name) not in (None, *lawful):
                 raise CheckpointError(
-                    f"{checkpoint.folder} has {name} {encoder[name]!r}; this recipe writes Parakeet with {value!r}",
-                    next_step="choose a checkpoint of ParakeetForCTC as NVIDIA publishes it",
+                    f"{checkpoint.folder} has {name} {encoder[name]!r}; this recipe writes Parakeet with {lawful[0]!r}",
+                    next_step="choose a checkpoint of ParakeetForCTC that hears a sound as a whole",
                 )
         sizes: dict[str, Any] = {name: _size(encoder, name, usual) for name, usual in _SIZES.items()}
         switches: dict[str, Any] = {name: _switch(encoder, name, usual) for name, usual in _SWITCHES.items()}

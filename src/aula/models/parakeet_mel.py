@@ -44,6 +44,11 @@ class ParakeetMel:
                 f"the feature extractor in {checkpoint.folder} has a senseless size ({error})",
                 next_step="copy preprocessor_config.json again",
             ) from error
+        if raw.get("do_normalize") is False:
+            raise CheckpointError(
+                f"the feature extractor in {checkpoint.folder} does not normalise, which is not made here",
+                next_step="choose a checkpoint of ParakeetForCTC that hears a sound as a whole",
+            )
         rate = raw.get("sampling_rate", SPEECH_RATE)
         if made.bins != bins or rate != SPEECH_RATE or not 1 < made.window <= made.transform or made.hop < 1:
             raise CheckpointError(
