@@ -176,13 +176,24 @@ class Prover:
             return "the outputs are not finite"
         if precision == "fp32":
             return "" if error <= self.recipe.tolerance else _over(error, self.recipe)
-        if trial.layers:
-            told, all_layers = trial.layers.get(precision, 0), sum(trial.layers.values())
-            if told < LEAST_SHARE * all_layers:
-                return f"only {told} of {all_layers} layers truly run in {precision}"
+        fault = share_fault(trial.layers or {}, precision)
+        if fault:
+            return fault
         if trial.metric is None:
             return "" if self.recipe.seeded else "no metric was measured"
         return drop_fault(self.reference - trial.metric, self._most_drop)
+
+
+def share_fault(layers: Mapping[str, int], precision: str) -> str:
+    """Why too few layers truly run in the precision, or an empty string. Of int8+bf16, half must run in int8, and of
+    the others half in bf16."""
+    rest, others = sum(layers.values()), ""
+    for one in precision.split("+"):
+        told = layers.get(one, 0)
+        if told < LEAST_SHARE * rest:
+            return f"only {told} of {rest} layers{others} truly run in {one}"
+        rest, others = rest - told, f" that are not {one}"
+    return ""
 
 
 def drop_fault(drop: float, most_drop: float) -> str:
