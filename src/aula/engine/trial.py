@@ -93,14 +93,14 @@ class Prover:
         return replace(trial, rejected=variant.failed or self._fault(trial) or None)
 
     def agreed(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Trials of one graph on several backends, with those rejected that are far from it where another is near.
-        Made-up weights magnify every rounding, so that nothing follows from theirs."""
+        """Trials of one graph on several backends, or with other arithmetic; rejected are those that are far from the
+        reference where another is near. Made-up weights magnify every rounding: nothing follows from theirs."""
         errors = [trial.error for trial in trials if trial.error is not None and np.isfinite(trial.error)]
         if self.recipe.seeded or not errors:
             return list(trials)
         most = max(FAR, FURTHER * min(errors))
         return [
-            replace(trial, rejected=f"relative error {trial.error:.1e}, where another backend has {min(errors):.1e}")
+            replace(trial, rejected=f"relative error {trial.error:.1e}, where the graph can have {min(errors):.1e}")
             if trial.rejected is None and trial.error is not None and trial.error > most
             else trial
             for trial in trials
