@@ -38,9 +38,11 @@ class FakeProcessor:
     bf16: bool = True
     clock: FakeClock = field(default_factory=FakeClock)
     opened: list[tuple[str, str, str]] = field(default_factory=list)
+    bounds: list[Mapping[str, Any]] = field(default_factory=list)
 
     def open(self, backend: str, path: Path, options: SessionOptions | None = None) -> Session:
         assert options is not None
+        self.bounds.append(options.bounds)
         self.opened.append((backend, path.name, options.precision))
         written = "fp32" if path.stem == "fp32" else "int8"  # in the store it is named by its bytes
         precision = written if options.precision == "fp32" else f"{written}+{options.precision}"
@@ -206,6 +208,17 @@ def test_it_is_opened_with_bf16_and_as_plain_int8_where_there_is_none(
         replace(one, rejected="the metric drops" if one.precision == "int8" else None) for one in engine.candidates
     )
     assert bundle.precision_here(replace(engine, candidates=failed)) == MIXED, "plain int8 was not proven"
+
+
+@pytest.mark.parametrize(("shared", "bounds"), [(False, {"x": ((1, 4), (3, 3))}), (True, {})])
+def test_an_engine_is_raced_in_the_session_that_serves(
+    shared: bool, bounds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = FakeProcessor(TIMES)
+    bundle = _built(processor, tmp_path, monkeypatch, shared=shared)
+    raced = processor.bounds[-3:]
+    assert raced == [bounds] * 3, "fp32, int8 and int8+bf16 come last, and side by side"
+    assert bundle.engine().precision == MIXED
 
 
 def test_only_this_precision_changes_what_a_backend_is_told() -> None:

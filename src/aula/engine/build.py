@@ -316,6 +316,8 @@ class _Job:
             [recipe.tolerance, recipe.transformer, recipe.unproven, recipe.dynamic_quantisation],
             [[pair.input, pair.output, pair.initial] for pair in recipe.states],
         ]
+        if recipe.shared:
+            evidence.append("shared")
         machine = [options.target, platform.machine(), instructions(), self._threads, MAPPED_LIMIT]
         if self._workshop is not None:
             card = self._workshop.card

@@ -119,7 +119,8 @@ class Prover:
         raise BackendError("; ".join(refusals), next_step="build without int8")
 
     def race(self, trials: Sequence[Trial], clock: Clock) -> tuple[list[Trial], dict[str, dict[str, float]]]:
-        """Every profile as it will be served, compiled for its sizes alone: proven once more, then timed in turns.
+        """Every profile as it will be served, compiled for its sizes alone unless the recipe is `shared`: proven once
+        more, then timed in turns.
 
         Returns the trials, with those rejected that failed at a profile, and milliseconds by trial and profile.
         """
@@ -144,7 +145,7 @@ class Prover:
         return list(standing.values()), times
 
     def open(self, trial: Trial, profile: str | None = None) -> Session:
-        bounds = {} if profile is None else self._bounds[profile]
+        bounds = {} if profile is None or self.recipe.shared else self._bounds[profile]
         return open_session(trial.backend, trial.variant.path, self._told(trial.variant.precision, bounds))
 
     def _told(self, precision: str, bounds: Bounds | None = None) -> SessionOptions:
