@@ -1,9 +1,9 @@
 """What the door of the Open Inference Protocol adds to an engine, beside PyTriton hosting the same one.
 
     python -m benchmarks.kserve [--pytriton ENVIRONMENT] [--perf-analyzer BINARY --libraries FOLDER]
-                                [--loop asyncio|uvloop] [--seconds 3] [--rounds 3]
+                                [--loop asyncio|uvloop] [--engines small middle large] [--seconds 3] [--rounds 3]
 
-Two ONNX files of matrix products, small and middling, on ONNX Runtime with one thread; the engine alone, our server,
+ONNX files of matrix products, small, middling and large, on ONNX Runtime with one thread; the engine alone, our server,
 PyTriton, each in a process of its own, in turns over the rounds. Small requests (64 numbers) as binary tensors: one in
 flight for what a request costs, 64 in flight for how many pass. The median of the rounds counts. Clients are plain
 sockets with prepared bytes, gRPC's own library, and perf_analyzer where it is given.
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--perf-analyzer", type=Path)
     parser.add_argument("--libraries", type=Path, help="where perf_analyzer finds libb64 and libcudart")
     parser.add_argument("--loop", default="asyncio")
+    parser.add_argument("--engines", nargs="+", choices=[size.name for size in SIZES], help="all, where none is named")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -62,7 +63,8 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "http").write_bytes(http_request())
         (folder / "grpc").write_bytes(grpc_request())
-        engines = [write(size, folder) for size in SIZES]
+        chosen = options.engines or [size.name for size in SIZES]
+        engines = [write(size, folder) for size in SIZES if size.name in chosen]
         for _ in range(options.rounds):
             for engine in engines:
                 words = output_of(sys.executable, "-m", "benchmarks.kserve.engines", str(engine))

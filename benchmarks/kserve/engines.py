@@ -12,7 +12,7 @@ from aula.backends.session import SessionOptions, open_session
 from aula.bench.machine import percentile
 
 DEPTH, BATCH = 64, 16
-RUNS = {"small": 400, "middle": 60}
+RUNS = {"small": 400, "middle": 60, "large": 20}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Size:
     layers: int
 
 
-SIZES = (Size("small", 512, 8), Size("middle", 1024, 12))
+SIZES = (Size("small", 512, 8), Size("middle", 1024, 12), Size("large", 2048, 10))
 
 
 @dataclass(frozen=True)

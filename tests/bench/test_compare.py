@@ -1,16 +1,19 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from aula.bench import rivals
-from aula.bench.compare import bench, relative_error
+from aula.bench.compare import _Bench, bench, relative_error
 from aula.bench.machine import Roof
 from aula.bench.records import BenchOptions
 from aula.bench.subjects import subject_of
+from aula.core.clock import FakeClock
 from aula.core.errors import EngineError
 from aula.engine.store import Store
+from aula.engine.targets import MIXED
 from tests.bench.toy import noise, toy_model, toy_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -43,7 +46,9 @@ def test_a_toy_races_onnx_runtime_from_recipe_to_report(tmp_path: Path) -> None:
     # two matrices of 32 x 32 in fp32 at 1 GB/s, and 8 rows through them at 1 GOP/s
     assert plain.floor_ms == round(1000 * 2 * 2 * 8 * 32 * 32 / 1e9, 3)
     assert any(row.native == "onnxruntime, dynamic int8" for row in report.rows)
-    assert any(row.precision == "int8" for row in report.rows) or any(one.what == "int8" for one in report.skipped)
+    assert any(row.precision in ("int8", MIXED) for row in report.rows) or any(
+        one.what == "int8" for one in report.skipped
+    )
     assert report.seeded
     assert any("racing" in line for line in told)
 
@@ -65,6 +70,42 @@ def test_who_cannot_run_is_left_out_aloud(tmp_path: Path, monkeypatch: pytest.Mo
     (row,) = report.rows
     assert (row.native, row.native_ms, row.ratio) == (None, None, None)
     assert row.engine_ms > 0
+
+
+def _race(folder: Path, *precisions: str) -> _Bench:
+    subject = subject_of(toy_model(folder), Store(folder / "store"), ("1x8",))
+    return _Bench(subject, BenchOptions(precisions=precisions), lambda _what, _share: None, FakeClock())
+
+
+@pytest.mark.parametrize(
+    ("asked", "shipped", "lost", "named"),
+    [
+        ("int8", MIXED, [], [MIXED]),
+        ("int8", "int8", [MIXED], ["int8"]),
+        (MIXED, "int8", [MIXED], []),
+        (MIXED, "fp32", ["int8"], []),
+    ],
+)
+def test_an_engine_is_named_by_the_precision_that_it_has(
+    asked: str, shipped: str, lost: list[str], named: list[str], tmp_path: Path
+) -> None:
+    candidates = [SimpleNamespace(precision=one, backend="openvino", rejected=f"{one} is slow") for one in lost]
+    engine = SimpleNamespace(precision=shipped, candidates=candidates)
+    bundle: Any = SimpleNamespace(engine=lambda _part: engine)
+    race = _race(tmp_path, asked)
+    assert list(race._engines("model", {asked: bundle})) == named
+    why = [(asked, f"the builder ships none (openvino: {lost[0]} is slow)")] if not named else []
+    assert list(race._skipped) == why
+
+
+def test_int8_is_plain_where_the_mix_races_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "aula.bench.compare.build", lambda _model, _store, options, **_more: given.append(options.lower)
+    )
+    _race(tmp_path, "int8", MIXED)._build()
+    _race(tmp_path, "int8")._build()
+    assert given == [(), ("int8",), ("int8", MIXED), (), ("int8", MIXED)]
 
 
 def test_options_name_what_there_is() -> None:

@@ -33,6 +33,7 @@ def test_limits_are_measured_once_for_each_size_and_precision(monkeypatch: pytes
     assert roof.bandwidth(3_000_000) == pytest.approx(100 * 2**22)
     rate = roof.rate("int8")
     assert rate == pytest.approx(100 * 2 * 8 * 16**3)
+    assert roof.rate("int8+bf16") == rate
     assert roof.floor_ms(Load(2**20, 0), "int8") == pytest.approx(10)
     assert set(roof.as_json()) == {"read_gb_s_1_mib", "read_gb_s_4_mib", "int8_gop_s"}
 

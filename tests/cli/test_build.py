@@ -22,6 +22,7 @@ from aula.engine.manifest import (
     StoredFile,
     TargetEngine,
 )
+from aula.engine.targets import MIXED
 from aula.engine.verify import Verdict
 from tests.bench.toy import toy_file
 from tests.cli.running import Run
@@ -108,6 +109,7 @@ def bundle(name: str, profiles: tuple[str, ...] = ("question", "passages", "ever
         Candidate(
             "onnxruntime", "1.22", "int8", {}, 0.02, 0.5, {}, rejected=f"{name}: the metric drops by 48.76 points"
         ),
+        Candidate("openvino", "2026.1", MIXED, times, 2e-2, 0.98, {"int8": 73, "bf16": 71, "fp32": 1}),
     )
     size = GraphSize(10, 10, 10, 10, 10)
     made = Quantisation(
@@ -158,8 +160,8 @@ def test_names_from_elsewhere_are_printed_as_they_are(name: str) -> None:
     assert shown.startswith(f"{name} for cpu")
     assert f"left out: int8 on onnxruntime: {name}: the metric drops" in shown
     assert f"Licences: {name}: {name}" in shown
-    verdict = Verdict("model", 1.0, None, None, {name: 1.0}, {}, False, name)
-    assert f"failed: {name}" in printed(bundle(name), verdict)
+    verdict = Verdict("model", name, 1.0, None, None, {name: 1.0}, {}, False, name)
+    assert f", {name}: failed: {name}" in printed(bundle(name), verdict)
     assert "relative error" not in printed(bundle(name), replace(verdict, relative_error=None))
 
 
@@ -173,6 +175,7 @@ def test_the_table_fits_80_columns() -> None:
     assert [line.split() for line in table] == [
         ["fp32", "openvino", "1234.56", "1234.56", "1234.56", "1.2e-06", "0.9876", "101/101", "←", "chosen"],
         ["int8", "onnxruntime", "2.0e-02", "0.5000", "left", "out"],
+        ["int8+bf16", "openvino", "1234.56", "1234.56", "1234.56", "2.0e-02", "0.9800", "73+71/145"],
     ]
     assert max(map(len, table)) <= 80
     assert "2 more profiles" in shown

@@ -9,6 +9,7 @@ from aula.backends.gpus import Gpu
 from aula.cli.build import build
 from aula.cli.farm import Asked
 from aula.engine.plans import PlanOptions
+from aula.engine.targets import MIXED
 from tests.bench.toy import toy_file
 from tests.cli.running import Run
 
@@ -66,10 +67,10 @@ def test_options_of_one_target_do_not_go_with_several(run: Run, words: tuple[str
 def test_everything_that_was_asked_for_is_asked_for_again() -> None:
     """Every option of `aula build` but those that say how it is run."""
     plans = PlanOptions(level=1, compatibility="ampere-plus", version_compatible=True, stripped=True)
-    asked = Asked("m", ("int8",), ("a:x=1",), Path("c d"), Path("l"), "s3://x", 0.5, True, plans)
+    asked = Asked("m", ("int8",), ("a:x=1",), Path("c d"), Path("l"), "s3://x", 0.5, True, plans, (MIXED,))
     given = build.make_context("build", list(asked.command()[2:])).params
     wanted = {"precisions": ("int8",), "profiles": ("a:x=1",), "calibrate": Path("c d"), "labelled": Path("l")}
-    wanted |= {"model": "m", "store": "s3://x", "most_drop": 0.5, "rebuild": True}
+    wanted |= {"model": "m", "without": (MIXED,), "store": "s3://x", "most_drop": 0.5, "rebuild": True}
     wanted |= {"level": 1, "compatibility": "ampere-plus", "version_compatible": True, "stripped": True}
     assert {name: given[name] for name in wanted} == wanted
     about_the_run = {"target", "targets", "plan", "image", "verdict", "as_json", "as_lines"}

@@ -93,9 +93,16 @@ def test_a_metric_that_judges_nothing_is_refused(
 def test_everything_that_changes_the_verdict_is_in_the_key(tmp_path: Path) -> None:
     keys = {
         build(toy_model(tmp_path, **changes), Store(tmp_path / "store"), ONE).manifest.key
-        for changes in ({}, {"tolerance": 1e-3}, {"transformer": False}, {"dynamic_quantisation": 64}, {"seeded": True})
+        for changes in (
+            {},
+            {"tolerance": 1e-3},
+            {"transformer": False},
+            {"dynamic_quantisation": 64},
+            {"seeded": True},
+            {"shared": True},
+        )
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_a_backend_that_computes_something_else_than_another_is_out(tmp_path: Path) -> None:

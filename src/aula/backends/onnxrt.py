@@ -25,6 +25,10 @@ _DTYPES = {
 }
 
 
+def computes(precision: str) -> bool:
+    return precision in ("fp32", "any")
+
+
 class OnnxRuntimeSession(Session):
     backend = "onnxruntime"
 

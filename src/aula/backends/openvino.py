@@ -25,6 +25,9 @@ class OpenVinoSession(Session):
         config = _config(core, options)
         graph: Any = refusing("OpenVINO", model, lambda: core.read_model(str(model)))
         names = dimension_names(model)
+        self._products = frozenset(
+            operator.get_friendly_name() for operator in graph.get_ops() if operator.get_type_name() == "MatMul"
+        )
         inputs = [named(_spec(port), names) for port in graph.inputs]
         shapes = _shapes(inputs, options)
         if shapes:
@@ -95,10 +98,13 @@ class OpenVinoSession(Session):
             self._bound[name] = array
 
     def precisions(self) -> dict[str, int]:
+        """Of matrix products and convolutions, and of attention that was fused into one."""
         counts: Counter[str] = Counter()
         for node in self._compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
-            if _told(info, "layerType") in _PRODUCTS:
+            kind = _told(info, "layerType")
+            fused = kind == "Subgraph" and not self._products.isdisjoint(_told(info, "originalLayersNames").split(","))
+            if fused or kind in _PRODUCTS:
                 counts[_PRECISIONS.get(_told(info, "runtimePrecision"), "fp32")] += 1
         return dict(counts)
 
@@ -109,6 +115,11 @@ class OpenVinoSession(Session):
 
 _HINTS = {"fp32": ("f32", ""), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
 """OpenVINO's name of each arithmetic, and of the capability that a processor needs for it."""
+
+
+def computes(precision: str) -> bool:
+    needed = _HINTS[precision][1] if precision in _HINTS else ""
+    return not needed or needed in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _config(core: Any, options: SessionOptions) -> dict[str, Any]:

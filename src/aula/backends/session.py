@@ -265,6 +265,13 @@ def runtime_version(backend: str) -> str:
         return str(getattr(importlib.import_module(runtime), "__version__", "unknown"))
 
 
+def computes(backend: str, precision: str) -> bool:
+    """Whether a CPU's backend that is installed has that arithmetic (a name of PRECISIONS) on this processor."""
+    entry = BACKENDS[backend]
+    told = entry.device == "cpu" and entry.installed
+    return bool(told and importlib.import_module(entry.module).computes(precision))
+
+
 def open_session(backend: str, model: Path, options: SessionOptions | None = None) -> Session:
     """Load `model` (an .onnx file) with the backend of that name.
 

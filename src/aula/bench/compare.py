@@ -25,6 +25,7 @@ from aula.engine.graph import report as report_graph
 from aula.engine.identity import usable_cores
 from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE
+from aula.engine.targets import MIXED, share_in
 
 
 def bench(
@@ -88,7 +89,10 @@ class _Bench:
         bundles: dict[str, Bundle] = {}
         wanted = list(dict.fromkeys(("fp32", *self._options.precisions)))
         for place, precision in enumerate(wanted):
-            options = BuildOptions(tuple(dict.fromkeys(("fp32", precision))), self._threads)
+            tried = tuple(dict.fromkeys(("fp32", precision)))
+            # Where both are asked for, int8 is plain; else it is what aula build --precision int8 makes.
+            without = (MIXED,) if precision == "int8" and MIXED in wanted else ()
+            options = BuildOptions(tried, self._threads, without=without)
 
             def report(what: str, share: float, place: int = place, precision: str = precision) -> None:
                 self._progress(f"building {precision}: {what}", 0.5 * (place + share) / len(wanted))
@@ -129,19 +133,21 @@ class _Bench:
         return rows
 
     def _engines(self, part: str, bundles: Mapping[str, Bundle]) -> dict[str, Bundle]:
-        """The bundles whose engine of this part truly has the precision that was asked for."""
+        """The bundles whose engine of this part truly has the precision that was asked for, by that which it has: int8
+        may have become int8+bf16."""
         engines: dict[str, Bundle] = {}
         for precision in self._options.precisions:
             if precision not in bundles:
                 continue
             engine = bundles[precision].engine(part)
-            if engine.precision == precision:
-                engines[precision] = bundles[precision]
+            if engine.precision == precision or (precision, engine.precision) == ("int8", MIXED):
+                engines[engine.precision] = bundles[precision]
             else:
+                told = (precision, "int8") if precision == MIXED else (precision,)
                 reasons = [
                     f"{candidate.backend}: {candidate.rejected}"
                     for candidate in engine.candidates
-                    if candidate.precision == precision and candidate.rejected
+                    if candidate.precision in told and candidate.rejected
                 ]
                 what = precision if part == WHOLE else f"{part} in {precision}"
                 self._skip(what, f"the builder ships none ({'; '.join(reasons) or 'it was not the fastest'})")
@@ -221,7 +227,7 @@ class _Bench:
             "metric_drop": _metric_drop(bundle, shape.part),
             "floor_ms": None if floor is None else round(floor, 3),
             "backend": str(entrant.about.get("backend", "")),
-            "layer_share": round(layers.get(precision, 0) / sum(layers.values()), 3) if layers else None,
+            "layer_share": round(share_in(layers, precision), 3) if layers else None,
             "engine_spread_ms": _rounded(timing.spread),
         }
         rows = []

@@ -18,6 +18,7 @@ from aula.backends.session import SessionOptions, available_backends, open_sessi
 from aula.core.clock import Clock, SystemClock
 from aula.core.errors import BackendError
 from aula.engine.identity import usable_cores
+from aula.engine.targets import MIXED
 
 if TYPE_CHECKING:
     import onnx
@@ -109,7 +110,8 @@ class Roof:
 
     def rate(self, precision: str) -> float | None:
         """Operations a second in large matrix products on the fastest backend here; precisions other than int8 are
-        measured in fp32's place with the arithmetic they allow."""
+        measured in fp32's place with the arithmetic they allow, and int8+bf16 is no faster than int8."""
+        precision = "int8" if precision == MIXED else precision
         if precision not in self._rates:
             self._rates[precision] = self._multiply(precision)
         return self._rates[precision]

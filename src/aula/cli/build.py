@@ -27,7 +27,7 @@ from aula.engine.plans import COMPATIBILITIES, USUAL_LEVEL, Compatibility, PlanO
 from aula.engine.precision import Progress
 from aula.engine.recipe import WHOLE, Model, Profile, Size
 from aula.engine.store import Store, open_store
-from aula.engine.targets import PRECISIONS, read_targets
+from aula.engine.targets import MIXED, PRECISIONS, read_targets
 from aula.engine.targets import TARGETS as TARGET_TABLE
 from aula.engine.verdicts import verdict_written
 from aula.engine.verify import verify
@@ -77,6 +77,12 @@ store_option = click.option("--store", help="Folder of bundles, or an fsspec URL
     type=click.Choice(PRECISIONS),
     help="Also try this precision; fp32 always runs. May be given several times. A CPU has no fp16, a T4 no bf16.",
 )
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice((MIXED,)),
+    help="Try int8 without this beside it: BF16 for what is not int8, where the processor has it.",
+)
 @profile_option
 @calibrate_option
 @labelled_option
@@ -125,6 +131,7 @@ def build(
     plan: str | None,
     image: str | None,
     precisions: tuple[str, ...],
+    without: tuple[str, ...],
     profiles: tuple[str, ...],
     calibrate: Path | None,
     labelled: Path | None,
@@ -169,8 +176,10 @@ def build(
         if target or verdict:
             raise click.UsageError("--targets builds for several; --target and --verdict are for one.")
         for one in read_targets(targets):
-            BuildOptions(precisions, target=one)  # what some target does not have is refused before any is built
-        asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild, plans)
+            BuildOptions(
+                precisions, target=one, without=without
+            )  # what some target does not have is refused before any is built
+        asked = Asked(model, precisions, profiles, calibrate, labelled, store, most_drop, rebuild, plans, without)
         if plan is not None:
             click.echo(plan_pipeline(asked, read_targets(targets), plan, image), nl=False)
             return
@@ -182,7 +191,13 @@ def build(
         settings = load_settings()
         engines = _store(store, settings)
         options = BuildOptions(
-            ("fp32", *precisions), settings.whole("threads"), most_drop / 100, target, rebuild=rebuild, plans=plans
+            ("fp32", *precisions),
+            settings.whole("threads"),
+            most_drop / 100,
+            target,
+            rebuild=rebuild,
+            plans=plans,
+            without=without,
         )
         found = find_model(model, Evidence(calibrate, labelled), profiles=profiles, home=settings.home, progress=report)
         exclusive = _exclusive(target, settings.home / "locks", report)

@@ -65,7 +65,7 @@ def print_verdict(console: Console, bundle: Bundle, verdict: Verdict) -> None:
     part = "" if len(bundle.manifest.parts) == 1 else f" {verdict.part}"
     word = Text("passed", "green") if verdict.passed else Text("failed", "red")
     reason = "" if verdict.passed else f": {verdict.reason}"
-    _line(console, plain(f"{bundle.manifest.key}{part}: "), word, plain(reason))
+    _line(console, plain(f"{bundle.manifest.key}{part}, {verdict.precision}: "), word, plain(reason))
     if verdict.relative_error is not None:
         _line(console, plain(f"  relative error {verdict.relative_error:.1e}"))
     if verdict.metric is not None:
@@ -159,7 +159,8 @@ def _line(console: Console, *pieces: Text) -> None:
 
 def _layers(candidate: Candidate) -> str:
     every = sum(candidate.layers.values())
-    return f"{candidate.layers.get(candidate.precision, 0)}/{every}" if every else ""
+    told = "+".join(str(candidate.layers.get(one, 0)) for one in candidate.precision.split("+"))
+    return f"{told}/{every}" if every else ""
 
 
 def _size(graph: GraphSize) -> str:

@@ -35,11 +35,13 @@ class Asked:
     most_drop: float = 100 * MOST_DROP
     rebuild: bool = False
     plans: PlanOptions = field(default_factory=PlanOptions)
+    without: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
         """Those that were given, without the model and the store."""
         pairs = [("--precision", one) for one in self.precisions]
+        pairs += [("--without", one) for one in self.without]
         pairs += [("--profile", one) for one in self.profiles]
         pairs += [("--calibrate", str(self.calibrate))] if self.calibrate else []
         pairs += [("--labelled", str(self.labelled))] if self.labelled else []

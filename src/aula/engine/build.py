@@ -35,6 +35,7 @@ from aula.engine.manifest import (
     check_profiles,
     sealed,
 )
+from aula.engine.mixed import mixed_trials, require_bf16
 from aula.engine.onnx_files import INLINE_LIMIT, MAPPED_LIMIT, load_model, save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import PlanOptions
@@ -63,7 +64,9 @@ LEAST_OVER_CHANCE = 0.05
 class BuildOptions:
     """`precisions` to try besides fp32, which always runs on a CPU; a GPU is always asked for fp16, and for fp32 only
     where nothing lower passes. `threads` 0 means one per core of this process; `most_drop` is how much of its task's
-    metric (0..1) a lower precision may lose; `plans` is for GPUs alone."""
+    metric (0..1) a lower precision may lose; `plans` is for GPUs alone.
+
+    On a CPU int8 tries int8+bf16 as well, where the processor has BF16; `without` leaves that out."""
 
     precisions: tuple[str, ...] = ("fp32",)
     threads: int = 0
@@ -71,6 +74,7 @@ class BuildOptions:
     target: str = "cpu"
     rebuild: bool = False
     plans: PlanOptions = field(default_factory=PlanOptions)
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.threads >= 0 and 0 <= self.most_drop <= 1):
@@ -93,10 +97,24 @@ class BuildOptions:
                 next_step=f"choose of these: aula build MODEL --target {self.target} --precision int8",
             )
 
+        refused = sorted(set(self.without) - {targets.MIXED})
+        if refused or set(self.without) & set(self.precisions):
+            raise EngineError(
+                f"{', '.join(refused or self.without)} cannot be left out"
+                + ("" if refused else ": it is also asked for"),
+                available=(targets.MIXED,),
+                next_step=f"say what is to be tried: aula build MODEL --precision int8 --without {targets.MIXED}",
+            )
+
     @property
     def lower(self) -> tuple[str, ...]:
         """The precisions to try besides fp32, in the order in which they are listed everywhere."""
-        wanted = {*self.precisions, "fp16"} if targets.TARGETS[self.target].is_gpu else set(self.precisions)
+        wanted = set(self.precisions)
+        if targets.TARGETS[self.target].is_gpu:
+            wanted.add("fp16")
+        elif wanted & {"int8", targets.MIXED}:
+            wanted |= {"int8", targets.MIXED}
+        wanted -= set(self.without)
         return tuple(name for name in targets.PRECISIONS if name in wanted and name != "fp32")
 
 
@@ -112,13 +130,15 @@ def build(
 ) -> Bundle:
     """Build for one target on this machine, or return what an earlier build of the same inputs left.
 
-    Raises CheckpointError (sources absent), CalibrationError (a lower precision without real data), BackendError (no
-    backend took a graph), VerificationError (those that took it differ from the reference) and StorageError. An
-    interrupted build leaves no bundle; the parts that were finished are found again by the next. `exclusive` is held
-    while anything is built and timed.
+    Raises EngineError (int8+bf16 asked for on a processor without BF16), CheckpointError (sources absent),
+    CalibrationError (a lower precision without real data), BackendError (no backend took a graph), VerificationError
+    (those that took it differ from the reference) and StorageError. An interrupted build leaves no bundle; the parts
+    that were finished are found again by the next. `exclusive` is held while anything is built and timed.
     """
     options = options or BuildOptions()
     report = progress or (lambda _what, _share: None)
+    if targets.MIXED in options.precisions:
+        require_bf16()
     gpu = targets.TARGETS[options.target].is_gpu
     workshop = make_workshop(targets.TARGETS[options.target]) if gpu else None
     jobs = [_Job(name, recipe, options, workshop) for name, recipe in model.parts_for(gpu).items()]
@@ -250,11 +270,12 @@ class _Job:
             # 3. Lower precisions, with the layers that do not bear them put back.
             if self._calibration is not None:
                 prover.real_cases = real_cases(recipe, self._calibration)
-            variants = [plain]
             for precision in self._options.lower:
+                if precision == targets.MIXED:
+                    trials += mixed_trials(prover, trials, report)
+                    continue
                 variant = self._lowered(precision, graph, draft, prover, prover.reference, report)
                 _write_model(load_model(variant.path), variant.path, MAPPED_LIMIT)
-                variants.append(variant)
                 trials += prover.agreed([prover.prove(backend, variant) for backend in available_backends()])
             # 4. The survivors race at every profile, in turns; the fastest stays.
             report("measuring", 0.85)
@@ -262,6 +283,7 @@ class _Job:
             _require_one(recipe, trials)
             candidates = [trial.candidate(times[trial.name]) for trial in trials]
             best = choose(recipe, candidates)
+            variants = [trial.variant for trial in trials]
             chosen = next(variant for variant in variants if variant.precision == best.precision)
             shipped = size_of(load_model(chosen.path), recipe)
             return TargetEngine(
@@ -294,6 +316,8 @@ class _Job:
             [recipe.tolerance, recipe.transformer, recipe.unproven, recipe.dynamic_quantisation],
             [[pair.input, pair.output, pair.initial] for pair in recipe.states],
         ]
+        if recipe.shared:
+            evidence.append("shared")
         machine = [options.target, platform.machine(), instructions(), self._threads, MAPPED_LIMIT]
         if self._workshop is not None:
             card = self._workshop.card

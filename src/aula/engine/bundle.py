@@ -14,6 +14,7 @@ from aula.backends.session import (
     SessionOptions,
     StatePair,
     available_backends,
+    computes,
     open_session,
     runtime_version,
 )
@@ -23,6 +24,7 @@ from aula.engine.files import check_file
 from aula.engine.manifest import Manifest, Part, TargetEngine
 from aula.engine.preflight import check_plan, machine_card
 from aula.engine.recipe import WHOLE
+from aula.engine.targets import MIXED
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Bundle:
         engine = self.engine(part, target)
         bounds = {} if profile is None else engine.bounds(profile)
         return session_options(
-            engine.precision,
+            self.precision_here(engine),
             min(engine.threads, os.cpu_count() or 1),
             states=engine.states,
             bounds=bounds,
@@ -120,6 +122,16 @@ class Bundle:
             device=device,
             weights=self._weights(engine, profile),
         )
+
+    def precision_here(self, engine: TargetEngine) -> str:
+        """What the engine is proven in; an int8+bf16 engine on a processor without BF16 is opened as plain int8, if
+        that passed the same gate: the graph is the same."""
+        passed = any(
+            (one.backend, one.precision, one.rejected) == (engine.backend, "int8", None) for one in engine.candidates
+        )
+        if engine.precision == MIXED and passed and not computes(engine.backend, "bf16"):
+            return "int8"
+        return engine.precision
 
     def _weights(self, engine: TargetEngine, profile: str | None) -> Path | None:
         digest = engine.weights.get(profile or "")
@@ -158,10 +170,12 @@ def session_options(
     device: int = 0,
     weights: Path | None = None,
 ) -> SessionOptions:
-    """The one way from what a manifest says to what a backend is told. int8 graphs compute the rest in fp32."""
+    """The one way from what a manifest says to what a backend is told. int8 graphs compute the rest in fp32, unless
+    the precision says int8+bf16."""
+    arithmetic = "bf16" if precision == MIXED else precision
     return SessionOptions(
         threads=threads,
-        precision=precision if precision in ("bf16", "fp16") else "fp32",
+        precision=arithmetic if arithmetic in ("bf16", "fp16") else "fp32",
         states=states,
         bounds=bounds or {},
         dynamic_quantisation=dynamic_quantisation,

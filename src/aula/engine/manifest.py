@@ -16,9 +16,12 @@ from aula.backends.sizes import Bounds
 from aula.core.errors import BundleError
 from aula.core.types import Licence
 from aula.engine.recipe import ContextProof, Origin
+from aula.engine.targets import PRECISIONS
 
-FORMAT = 5
-"""Raised when a reader of the older form could misunderstand the newer."""
+FORMAT = 6
+"""Raised when a reader of the older form could misunderstand the newer: 6 knows int8+bf16."""
+READ = (5, FORMAT)
+"""The forms that this version reads."""
 _REBUILD = "build it again: aula build MODEL --rebuild"
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -224,9 +227,10 @@ def write_manifest(manifest: Manifest) -> bytes:
 def read_manifest(content: bytes, name: str) -> Manifest:
     """The manifest in `content`; `name` is for messages. Raises BundleError for anything that cannot be trusted."""
     manifest = _decode(content, name, Manifest)
-    if manifest.format != FORMAT:
+    if manifest.format not in READ:
         raise BundleError(
-            f"the manifest {name} has form {manifest.format}; this version of aula reads form {FORMAT}",
+            f"the manifest {name} has form {manifest.format}; this version of aula reads forms "
+            f"{' and '.join(map(str, READ))}",
             next_step=_REBUILD,
         )
     if not manifest.parts or not manifest.targets:
@@ -259,6 +263,10 @@ def check_part(part: Part, name: str) -> None:
                 f"{name}: the engine for {target} wants the backend {engine.backend!r}",
                 available=list(BACKENDS),
                 next_step=_REBUILD,
+            )
+        if engine.precision not in PRECISIONS:
+            raise BundleError(
+                f"{name}: the engine for {target} is {engine.precision!r}", available=PRECISIONS, next_step=_REBUILD
             )
         if not any((c.backend, c.precision) == (engine.backend, engine.precision) for c in engine.candidates):
             raise BundleError(f"{name}: the engine for {target} is not among its candidates", next_step=_REBUILD)

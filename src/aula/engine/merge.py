@@ -40,6 +40,7 @@ def merge(bundles: Sequence[Bundle], store: Store, *, require: Iterable[str] = (
     parts = {name: _merged_part(name, [bundle.manifest for bundle in bundles]) for name in first.parts}
     manifest = replace(
         first,
+        format=max(bundle.manifest.format for bundle in bundles),
         key=first.key if len(bundles) == 1 else _key(bundles),
         builder=", ".join(sorted({bundle.manifest.builder for bundle in bundles})),
         licences=_licences(bundles),

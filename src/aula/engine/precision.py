@@ -36,8 +36,8 @@ WATCHED_EXAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One precision of a graph, as a file. `restored` are the layers left in fp32; `tried` is the metric of every
-    method; `failed` says why no engine of it may ship."""
+    """One precision of a graph, as a file; int8 and int8+bf16 share one. `restored` are the layers left in fp32;
+    `tried` is the metric of every method; `failed` says why no engine of it may ship."""
 
     precision: str
     path: Path

@@ -99,6 +99,7 @@ class Recipe:
     of a lower precision that the recipe writes itself, by precision, in place of the builder's own;
     `dynamic_quantisation` is how many activations share a scale where only weights are int8 (see SessionOptions).
     `unproven` names the outputs that the reference leaves out; `limits` is the greatest size that a dimension can have.
+    `shared`: one session, with free sizes, serves all profiles on a CPU, so that it is raced like that.
     `seeded` owns up to made-up weights: such an engine is measured, never packaged for use, so no task judges it.
 
     For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
@@ -128,6 +129,7 @@ class Recipe:
     dynamic_quantisation: int | None = None
     unproven: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
+    shared: bool = False
     seeded: bool = False
     licences: tuple[Licence, ...] = field(default=())
     half_tolerance: float = 2e-2

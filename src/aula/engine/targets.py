@@ -5,8 +5,16 @@ from dataclasses import dataclass
 
 from aula.core.errors import EngineError
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MIXED = "int8+bf16"
+"""The int8 graph, with BF16 arithmetic for what is not int8 in it."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", MIXED)
 """Every precision that some target has, the most exact first."""
+_ON_GPUS = ("fp32", "fp16", "bf16", "int8")
+
+
+def share_in(layers: Mapping[str, int], precision: str) -> float:
+    """Of the layers, those that run in a precision; of int8+bf16, in either."""
+    return sum(layers.get(one, 0) for one in precision.split("+")) / sum(layers.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +39,11 @@ class Target:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu", None, (), ("fp32", "bf16", "int8")),
+        Target("cpu", None, (), ("fp32", "bf16", "int8", MIXED)),
         Target("sm75", "7.5", ("T4",), ("fp32", "fp16", "int8"), ("Tesla-T4",)),
-        Target("sm86", "8.6", ("A10",), PRECISIONS, ("NVIDIA-A10", "NVIDIA-A10G")),
-        Target("sm89", "8.9", ("L4",), PRECISIONS, ("NVIDIA-L4",)),
-        Target("sm90", "9.0", ("H100", "H200"), PRECISIONS, ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H200")),
+        Target("sm86", "8.6", ("A10",), _ON_GPUS, ("NVIDIA-A10", "NVIDIA-A10G")),
+        Target("sm89", "8.9", ("L4",), _ON_GPUS, ("NVIDIA-L4",)),
+        Target("sm90", "9.0", ("H100", "H200"), _ON_GPUS, ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H200")),
     )
 }
 

@@ -93,14 +93,14 @@ class Prover:
         return replace(trial, rejected=variant.failed or self._fault(trial) or None)
 
     def agreed(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Trials of one graph on several backends, with those rejected that are far from it where another is near.
-        Made-up weights magnify every rounding, so that nothing follows from theirs."""
+        """Trials of one graph on several backends, or with other arithmetic; rejected are those that are far from the
+        reference where another is near. Made-up weights magnify every rounding: nothing follows from theirs."""
         errors = [trial.error for trial in trials if trial.error is not None and np.isfinite(trial.error)]
         if self.recipe.seeded or not errors:
             return list(trials)
         most = max(FAR, FURTHER * min(errors))
         return [
-            replace(trial, rejected=f"relative error {trial.error:.1e}, where another backend has {min(errors):.1e}")
+            replace(trial, rejected=f"relative error {trial.error:.1e}, where the graph can have {min(errors):.1e}")
             if trial.rejected is None and trial.error is not None and trial.error > most
             else trial
             for trial in trials
@@ -119,7 +119,8 @@ class Prover:
         raise BackendError("; ".join(refusals), next_step="build without int8")
 
     def race(self, trials: Sequence[Trial], clock: Clock) -> tuple[list[Trial], dict[str, dict[str, float]]]:
-        """Every profile as it will be served, compiled for its sizes alone: proven once more, then timed in turns.
+        """Every profile as it will be served, compiled for its sizes alone unless the recipe is `shared`: proven once
+        more, then timed in turns.
 
         Returns the trials, with those rejected that failed at a profile, and milliseconds by trial and profile.
         """
@@ -144,7 +145,7 @@ class Prover:
         return list(standing.values()), times
 
     def open(self, trial: Trial, profile: str | None = None) -> Session:
-        bounds = {} if profile is None else self._bounds[profile]
+        bounds = {} if profile is None or self.recipe.shared else self._bounds[profile]
         return open_session(trial.backend, trial.variant.path, self._told(trial.variant.precision, bounds))
 
     def _told(self, precision: str, bounds: Bounds | None = None) -> SessionOptions:
@@ -176,13 +177,24 @@ class Prover:
             return "the outputs are not finite"
         if precision == "fp32":
             return "" if error <= self.recipe.tolerance else _over(error, self.recipe)
-        if trial.layers:
-            told, all_layers = trial.layers.get(precision, 0), sum(trial.layers.values())
-            if told < LEAST_SHARE * all_layers:
-                return f"only {told} of {all_layers} layers truly run in {precision}"
+        fault = share_fault(trial.layers or {}, precision)
+        if fault:
+            return fault
         if trial.metric is None:
             return "" if self.recipe.seeded else "no metric was measured"
         return drop_fault(self.reference - trial.metric, self._most_drop)
+
+
+def share_fault(layers: Mapping[str, int], precision: str) -> str:
+    """Why too few layers truly run in the precision, or an empty string. Of int8+bf16, half must run in int8, and of
+    the others half in bf16."""
+    rest, others = sum(layers.values()), ""
+    for one in precision.split("+"):
+        told = layers.get(one, 0)
+        if told < LEAST_SHARE * rest:
+            return f"only {told} of {rest} layers{others} truly run in {one}"
+        rest, others = rest - told, f" that are not {one}"
+    return ""
 
 
 def drop_fault(drop: float, most_drop: float) -> str:

@@ -23,10 +23,11 @@ from aula.engine.trial import Prover, drop_fault, measure, real_cases
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one part did here. `drop` is against fp32 as measured now; `milliseconds` by profile; `layers` as the
-    backend tells; `passed` is the gate's word."""
+    """What one part did here, in the precision in which it is opened here. `drop` is against fp32 as measured now;
+    `milliseconds` by profile; `layers` as the backend tells; `passed` is the gate's word."""
 
     part: str
+    precision: str
     relative_error: float | None
     metric: float | None
     drop: float | None
@@ -61,7 +62,7 @@ def _verify_part(bundle: Bundle, name: str, recipe: Recipe, target: str, clock: 
     _same_sources(bundle, part, recipe)
     task = _same_task(bundle, engine, recipe)
     bundle.preflight(engine)
-    variant = Variant(engine.precision, bundle.model_file(name, target))
+    variant = Variant(bundle.precision_here(engine), bundle.model_file(name, target))
     bounds = {profile.name: engine.bounds(profile.name) for profile in recipe.profiles}
     prover = Prover(recipe, engine.threads, task, engine.gate.most_drop if engine.gate else 0.0, bounds)
     prover.prepare(lambda _share: None)
@@ -75,6 +76,7 @@ def _verify_part(bundle: Bundle, name: str, recipe: Recipe, target: str, clock: 
     error = trial.error if trial.error is not None and np.isfinite(trial.error) else None
     return Verdict(
         part=name,
+        precision=variant.precision,
         relative_error=error,
         metric=trial.metric,
         drop=drop,
@@ -106,6 +108,7 @@ def _verify_gpu_part(bundle: Bundle, name: str, recipe: Recipe, target: str, _cl
     told = trial.candidate(engine.backend_version)
     return Verdict(
         part=name,
+        precision=engine.precision,
         relative_error=told.relative_error,
         metric=trial.metric,
         drop=None if reference is None or trial.metric is None else reference - trial.metric,

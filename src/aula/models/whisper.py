@@ -160,6 +160,7 @@ def encoder_recipe(
             Profile("window", {"rows": _fixed(1), "frames": _fixed(most)}),
         ),
         limits={"frames": most},
+        shared=True,
         calibration=calibration,
         task=task,
         seeded=seeded,
@@ -216,6 +217,7 @@ def decoder_recipe(
             profile("rows", Size(1, 4, MOST_ROWS), _fixed(slots), Size(1, heard, heard)),
         ),
         limits={"tokens": most, "answers": most, "slots": most, "positions": whole},
+        shared=True,
         unproven=UNPROVEN,
         # One scale a row and product: a step of whisper-small takes 9.7 ms, with the runtime's habit of 32 values 10.8.
         dynamic_quantisation=config.d_model,
