@@ -56,8 +56,8 @@ speakers it was tuned on or is judged by.
 Sources, licences and commands: training/recogniser/README.md.
 
 ## What it gets wrong
-Word error rates of what ships (int8, beam search with the counts of everyday English, without a course) on clips that no part of the training heard; 0 is
-perfect, above 1 more is wrong than was said.
+Word error rates of what ships (int8, beam search with the counts of everyday English, without a course) on clips that
+no part of the training heard; 0 is perfect, above 1 more is wrong than was said.
 
 {_table(measured.shipped)}
 
