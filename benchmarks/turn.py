@@ -5,7 +5,7 @@
 Each question is spoken by one of several synthetic voices (eSpeak NG), gets 250 ms of silence before the release as
 a hand leaves a button, and is fed in frames of 20 ms at speaking pace. The text that was recognised and the passage
 that was cited are shown too: a fast wrong answer is no answer. Limits: synthetic voices speak more evenly than
-people do, and PocketSphinx hears them far better than it hears people.
+people do, and every recogniser hears them far better than it hears people.
 """
 
 import argparse

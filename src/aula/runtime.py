@@ -517,8 +517,8 @@ def open_hearing(
 ) -> Runtime:
     """As `open_runtime`, for `transcribe` alone. Without `last_resort` only Whisper serves."""
     stopping = threading.Event()
-    rungs = hearing_rungs(settings, clock, _reporter(stopping, progress))
-    return Runtime(rungs if last_resort else rungs[:-1], clock, stopping)
+    rungs = hearing_rungs(settings, clock, _reporter(stopping, progress), last_resort)
+    return Runtime(rungs, clock, stopping)
 
 
 def _reporter(stopping: threading.Event, progress: Progress | None) -> Progress:

@@ -48,7 +48,7 @@ def test_a_spoken_question_is_answered_from_the_course(run: Run, question: Path,
     assert not answer["refused"]
     assert (answer["language"], answer["intent"]) == ("en", "content")
     assert set(answer["timings_ms"]) == TIMINGS
-    assert answer["rungs"]["transcribe"] == "pocketsphinx"
+    assert answer["rungs"]["transcribe"] == "recogniser"
     with wave.open(str(out)) as sound:
         assert sound.getnframes() / sound.getframerate() == pytest.approx(answer["audio_seconds"], abs=1e-3)
 

@@ -132,9 +132,9 @@ def test_noise_has_no_text(run: Run, tmp_path: Path, clips: Path) -> None:
     assert "nobody speaks" in run("transcribe", "noise.wav", "--model", str(quiet.folder)).out
 
 
-def test_without_whisper_the_last_rung_is_named(run: Run, clips: Path) -> None:
+def test_without_whisper_the_packaged_recogniser_is_named(run: Run, clips: Path) -> None:
     made = _lines(run("transcribe", "1.wav", "--json").out)[0]
-    assert made["rung"] == "pocketsphinx"
+    assert made["rung"] == "recogniser"
 
 
 def test_a_model_that_was_asked_for_is_never_replaced(run: Run, thin: Path, clips: Path, tmp_path: Path) -> None:

@@ -60,17 +60,19 @@ def _names(settings: Settings) -> list[str]:
 
 def test_whisper_serves_where_a_folder_is_at_hand_and_nobody_said_so(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
-    assert _names(Settings({"home": str(tmp_path)})) == ["pocketsphinx"]
+    assert _names(Settings({"home": str(tmp_path)})) == ["recogniser", "pocketsphinx"]
     for name, layers in (("small", 1), ("large", 4)):
         thin_checkpoint(checkpoints / name, encoder_layers=layers)
     (checkpoints / "other").mkdir()
     (checkpoints / "other" / "config.json").write_text('{"model_type": "bert"}')
     (checkpoints / "damaged").mkdir()
     (checkpoints / "damaged" / "config.json").write_text("{")
-    assert _names(Settings({"home": str(tmp_path)})) == ["large", "small", "pocketsphinx"], "the largest first"
-    assert _names(Settings({"home": str(tmp_path), "whisper": "none"})) == ["pocketsphinx"]
+    assert _names(Settings({"home": str(tmp_path)})) == ["large", "small", "recogniser", "pocketsphinx"], (
+        "the largest first"
+    )
+    assert _names(Settings({"home": str(tmp_path), "whisper": "none"})) == ["recogniser", "pocketsphinx"]
     one = Settings({"home": str(tmp_path), "whisper": str(checkpoints / "small")})
-    assert _names(one) == ["small", "pocketsphinx"]
+    assert _names(one) == ["small", "recogniser", "pocketsphinx"]
 
 
 def test_a_pulled_one_is_called_as_on_the_hub_and_found_by_that_name(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_students_who_speak_at_once_share_passes_and_are_each_heard_as_alo
         assert statistics.schedulers[0].running == 0
 
 
-async def test_where_it_cannot_be_loaded_the_last_rung_serves(tmp_path: Path) -> None:
+async def test_where_it_cannot_be_loaded_the_next_rung_serves(tmp_path: Path) -> None:
     """A checkpoint without weights, another architecture, a tokenizer that is absent."""
     for name in ("no-weights", "no-tokenizer"):
         thin_checkpoint(tmp_path / name)
@@ -177,7 +179,7 @@ async def test_where_it_cannot_be_loaded_the_last_rung_serves(tmp_path: Path) ->
         settings = Settings({"home": str(tmp_path / "home"), "whisper": str(tmp_path / name)})
         async with open_hearing(settings) as runtime:
             outcome = await runtime.submit(Capability.TRANSCRIBE, TranscribeRequest(), ENGLISH)
-            assert outcome.rung == "pocketsphinx"
+            assert outcome.rung == "recogniser"
             assert reason in str(runtime.statistics().rungs[0].unavailable)
             await outcome.value.close()
         async with open_hearing(settings, last_resort=False) as runtime:

@@ -23,8 +23,7 @@ QUESTIONS = (
     ("How do I calculate kinetic energy?", "en-us"),
     ("What is an elastic collision?", "en-us+f3"),
 )
-"""Asked by three synthetic students: question and eSpeak NG voice. They are questions that PocketSphinx hears right
-each time (of 8 tries), since eSpeak never sounds twice the same; benchmarks/turn.py shows how others fare."""
+"""Asked by three synthetic students: question and eSpeak NG voice. benchmarks/turn.py shows how others fare."""
 CHINESE_QUESTION = "什么是惯性？"
 
 NEXT = """\

@@ -40,8 +40,8 @@ def transcribe(
     """Write down what is said in FILES (WAV, FLAC, MP3, OGG, Opus, AIFF), however long they are.
 
     The best Whisper at hand hears them: one that was pulled (aula pull openai/whisper-small), or --model. Without
-    any, PocketSphinx does what it can; each result names the rung. Engines are built on first use. A file that cannot
-    be used is told, the others go on, and the exit code is that of the first error.
+    any, the English recogniser that ships with this package does; each result names the rung. Engines are built on
+    first use. A file that cannot be used is told, the others go on, and the exit code is that of the first error.
 
     \b
     Example:

@@ -21,8 +21,11 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
     ]
 
 
-def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
-    """Every Whisper at hand, the best first; this project's own recogniser, where it is; and PocketSphinx."""
+def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress, last_resort: bool = True) -> list[Rung]:
+    """Every Whisper at hand, the best first; this project's own recogniser, where it is; and PocketSphinx.
+
+    Without `last_resort` Whisper alone: somebody asked for it by name, or needs its times.
+    """
     from aula.models import ctc_rung, sphinx, whisper_transcriber
     from aula.models.whisper import MOST_ROWS
 
@@ -34,13 +37,16 @@ def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> 
             at_once=MOST_ROWS,
         )
 
+    whispers = [whisper(place) for place in whisper_transcriber.find_places(settings)]
+    if not last_resort:
+        return whispers
     folder = ctc_rung.find_folder(settings)
     own = [
         Rung(ctc_rung.info(place), "transcribe", partial(ctc_rung.open_transcriber, place, settings, report))
         for place in ([folder] if folder else [])
     ]
     return [
-        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        *whispers,
         *own,
         Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
     ]
