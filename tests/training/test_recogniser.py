@@ -16,8 +16,10 @@ from training.recogniser import schedule, shards, spelling, tokens, weights  # n
 from training.recogniser.augment import Augmenter  # noqa: E402
 from training.recogniser.bank import Bank, frames_of, padded  # noqa: E402
 from training.recogniser.features import BINS, frames, log_mel, mel_filters  # noqa: E402
+from training.recogniser.losses import agreement, guided_loss, mixed_loss  # noqa: E402
 from training.recogniser.model import Config, Recogniser  # noqa: E402
-from training.recogniser.train import Training, guided_loss, mixed_loss  # noqa: E402
+from training.recogniser.plans import plain, pool  # noqa: E402
+from training.recogniser.train import Training  # noqa: E402
 
 SMALL: dict[str, Any] = {"blocks": 2, "said_after": (1,), "width": 48, "inner": 96, "channels": 8, "heads": 2}
 
@@ -52,6 +54,7 @@ def options(**changes: Any) -> Any:
     plain = {
         "seed": 5, "config": SMALL, "batch_seconds": 12, "peak": 3e-3, "warm_steps": 5, "steps": 6,
         "total_minutes": None, "guided_steps": 4, "average": 0.9, "precision": "fp32",
+        "views": 2, "launched": False, "decay": 0.03,
     }  # fmt: skip
     return argparse.Namespace(**{**plain, **changes})
 
@@ -99,6 +102,55 @@ def test_the_loss_falls(tokenizer: Any, folder: Any) -> None:
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
+def test_batches_come_in_few_shapes_that_their_clips_fit(tokenizer: Any, folder: Any) -> None:
+    bank = Bank(tokenizer, torch.device("cpu"), 0.1)
+    bank.take_new([folder])
+    plans = pool(bank, 5, 0, 1.0, 12)
+    lengths = np.asarray(bank.lengths)
+    assert len({plan.room for plan in plans}) == len({(plan.room, len(plan.clips)) for plan in plans}) > 1
+    for plan in plans:
+        longest = (lengths[plan.clips] / plan.paces).astype(int) + plan.leads
+        assert (padded(longest) == plan.room).all()
+        batch = bank.batch(plan)
+        assert batch.sound.shape == (len(plan.clips), plan.room)
+        assert torch.equal(batch.frame_counts, batch.frame_counts.clamp(1, frames(plan.room) // 4))
+
+
+def test_passes_give_the_gradients_of_plain_backpropagation(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder, config={**SMALL, "dropout": 0.0})
+    batch = training.bank.batch(plain(training.bank, np.arange(4)))
+    mel = log_mel(batch.sound, mel_filters())
+    mixed_loss(training.passes.forward(mel, 8), batch).backward()
+    training.passes.backward()
+    parted = [weight.grad.clone() for weight in training.model.parameters()]
+    training.model.zero_grad()
+    mixed_loss(training.model(mel, 8), batch).backward()
+    for weight, grad in zip(training.model.parameters(), parted, strict=True):
+        torch.testing.assert_close(weight.grad, grad)
+
+
+def test_mixed_loss_is_ctc_of_each_output_by_itself(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder)
+    batch = training.bank.batch(plain(training.bank, np.arange(4)))
+    said = training.model(log_mel(batch.sound, mel_filters()))
+    inner, last = (
+        torch.nn.functional.ctc_loss(
+            one.transpose(0, 1), batch.units, batch.frame_counts, batch.unit_counts, reduction="sum"
+        )
+        for one in said
+    )
+    torch.testing.assert_close(mixed_loss(said, batch), (inner + last) / 2 / batch.unit_counts.sum())
+
+
+def test_views_agree_with_themselves_only(tokenizer: Any, folder: Any) -> None:
+    training = new_training(tokenizer, folder, config={**SMALL, "dropout": 0.0})
+    batch = training.bank.batch(plain(training.bank, np.arange(3))).repeated(2)
+    mel = log_mel(batch.sound, mel_filters())
+    assert agreement(training.model(mel), batch, 2).item() == pytest.approx(0, abs=1e-6)
+    mel[3:] *= 0.5
+    assert agreement(training.model(mel), batch, 2).item() > 1e-3
+
+
 def test_a_frame_depends_on_its_chunk_and_the_past_only() -> None:
     model = Recogniser(Config(**SMALL)).eval()
     torch.manual_seed(1)
@@ -138,7 +190,7 @@ def test_what_was_found_is_kept_over_an_interruption(tokenizer: Any, folder: Any
 
 def test_losses_weigh_all_outputs(tokenizer: Any, folder: Any) -> None:
     training = new_training(tokenizer, folder)
-    batch = training.bank.batch(np.arange(4), None, 0)
+    batch = training.bank.batch(plain(training.bank, np.arange(4)))
     said = training.model(log_mel(batch.sound, mel_filters()))
     for loss in (mixed_loss(said, batch), guided_loss(said, batch)):
         loss.backward(retain_graph=True)

@@ -62,8 +62,8 @@ class Augmenter:
             start = self._between(batch, 0, 1, dice) * (BINS - width)
             hidden |= ((bins >= start[:, None]) & (bins < (start + width)[:, None]))[:, None]
         moments = torch.arange(time, device=self.device)
-        for _ in range(max(1, time // 120)):
-            width = self._between(batch, 0, 18 * strength, dice)
+        for _ in range(max(1, time // 64)):
+            width = self._between(batch, 0, 24 * strength, dice)
             start = self._between(batch, 0, 1, dice) * (time - width)
             hidden |= ((moments >= start[:, None]) & (moments < (start + width)[:, None]))[:, :, None]
         return torch.where(hidden, mel.mean((1, 2), keepdim=True), mel)

@@ -4,20 +4,23 @@ Sixty hours are 7 GB of int16: they are decoded once, and cut, resampled and spo
 still synthesise add shards while the training runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Generator, Tensor
+from torch import Tensor
 
 from training.recogniser import schedule, shards
 from training.recogniser.features import HOP, RATE, frames
 from training.recogniser.model import SUBSAMPLING
+
+if TYPE_CHECKING:
+    from training.recogniser.plans import Plan
 
 CHUNKED = 32
 """Batches are whole multiples of so many output frames long, so that every chunk size divides them."""
@@ -25,8 +28,7 @@ CHUNKED = 32
 TAIL = 0.16
 """Seconds of near silence after the last word; a stream that ends is fed as much."""
 
-POOL = 24
-"""Batches that are drawn together and sorted by length."""
+Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Batch:
     places: Tensor
     frame_counts: Tensor
     unit_counts: Tensor
+
+    def repeated(self, views: int) -> "Batch":
+        """The same clips several times, to be spoilt in several ways: all of them, then all of them again."""
+        parts = (self.sound, self.units, self.places, self.frame_counts, self.unit_counts)
+        return Batch(*(part.repeat(views, *[1] * (part.ndim - 1)) for part in parts))
 
 
 class Bank:
@@ -89,61 +96,26 @@ class Bank:
         self._used += len(flat)
         return True
 
-    def pool(self, seed: int, number: int, progress: float, seconds: float) -> list[NDArray[np.int64]]:
-        """The clips of some batches of about `seconds` each, by the shares that belong to this progress."""
-        rng = np.random.default_rng((seed, number))
-        lengths = np.asarray(self.lengths)
-        longest = schedule.longest_clip(progress) * RATE
-        allowed = {}
-        for kind, share in schedule.shares(progress).items():
-            short = np.asarray(self.kinds.get(kind, []), dtype=np.int64)
-            short = short[lengths[short] <= longest]
-            if len(short):
-                hours = lengths[short].sum() / RATE / 3600
-                allowed[kind] = (short, share * min(1.0, hours / schedule.ENOUGH_HOURS))
-        total = sum(share for _, share in allowed.values())
-        drawn = [
-            # By seconds, not by clips: a kind of short clips is not to vanish in a kind of long ones.
-            rng.choice(short, size=max(1, int(POOL * seconds * share / total / (lengths[short].mean() / RATE))))
-            for short, share in allowed.values()
-        ]
-        order = np.concatenate(drawn)
-        order = order[np.argsort(lengths[order] * rng.uniform(0.95, 1.05, len(order)), kind="stable")]
-        batches, first = [], 0
-        while first < len(order):
-            last = first + 1
-            while last < len(order) and (last + 1 - first) * padded(lengths[order[last]]) <= seconds * RATE:
-                last += 1
-            batches.append(order[first:last])
-            first = last
-        rng.shuffle(batches)
-        return batches
-
-    def batch(self, which: NDArray[np.int64], dice: Generator | None, strength: float) -> Batch:
-        """The clips, each at a pace and pitch of its own where there is a `dice`, after a short silence of its own."""
-        lengths = torch.tensor([self.lengths[clip] for clip in which])
-        starts = torch.tensor([self.starts[clip] for clip in which])
-        pace = torch.ones(len(which))
-        lead = torch.zeros(len(which))
-        if dice is not None:
-            pace += (torch.rand(len(which), generator=dice) * 0.3 - 0.14) * strength
-            lead += torch.rand(len(which), generator=dice) * 0.3 * RATE
-        spoken = (lengths / pace).long()
-        room = padded(int((spoken + lead.long()).max()))
+    def batch(self, plan: "Plan") -> Batch:
+        """The clips of a plan, each at its pace (and a pitch that goes with it) after its silence."""
         device = self._device
-        place = torch.arange(room, device=device)[None] - lead.to(device)[:, None]
+        lengths = torch.tensor([self.lengths[clip] for clip in plan.clips])
+        starts = torch.tensor([self.starts[clip] for clip in plan.clips])
+        pace, lead = torch.from_numpy(plan.paces), torch.from_numpy(plan.leads)
+        spoken = (lengths / pace).long()
+        place = torch.arange(plan.room, device=device)[None] - lead.to(device)[:, None]
         source = place * pace.to(device)[:, None]
         inside = (source >= 0) & (source < (lengths.to(device) - 1)[:, None])
         base = source.clamp(min=0).long().minimum((lengths - 2).clamp_min(0).to(device)[:, None])
         fraction = (source - base).clamp(0, 1)
         base += starts.to(device)[:, None]
         sound = torch.lerp(self._sound[base].float(), self._sound[base + 1].float(), fraction) / 32768
-        ends = spoken + lead.long() + int(TAIL * RATE)
+        ends = spoken + lead + int(TAIL * RATE)
         counts = (frames_of(ends) + 7) // 8 * 8  # a stream's last chunk is filled up with silence
-        longest = max(len(self.units[clip]) for clip in which)
-        units = np.zeros((len(which), longest), np.int64)
-        middles = np.zeros((len(which), longest), np.float32)
-        for row, clip in enumerate(which):
+        longest = max(len(self.units[clip]) for clip in plan.clips)
+        units = np.zeros((len(plan.clips), longest), np.int64)
+        middles = np.zeros((len(plan.clips), longest), np.float32)
+        for row, clip in enumerate(plan.clips):
             units[row, : len(self.units[clip])] = self.units[clip]
             middles[row, : len(self.units[clip])] = self.middles[clip]
         places = (lead[:, None] + torch.from_numpy(middles) * spoken[:, None]) / (HOP * SUBSAMPLING)
@@ -151,8 +123,8 @@ class Bank:
             sound * inside,
             torch.from_numpy(units).to(device),
             places.long().to(device),
-            counts.clamp_max(frames(room) // SUBSAMPLING),
-            torch.tensor([len(self.units[clip]) for clip in which]),
+            counts.clamp_max(frames(plan.room) // SUBSAMPLING),
+            torch.tensor([len(self.units[clip]) for clip in plan.clips]),
         )
 
 
@@ -166,44 +138,8 @@ def frames_of(samples: Tensor) -> Tensor:
     return ((samples - RATE * 25 // 1000) // HOP + 1) // SUBSAMPLING
 
 
-def padded(samples: int) -> int:
+def padded(samples: Count) -> Count:
     """Samples of a batch whose longest clip has so many: the tail, then whole multiples of CHUNKED output frames."""
     step = CHUNKED * SUBSAMPLING * HOP
     overhang = RATE * 25 // 1000 - HOP
-    return -(-(int(samples) + int(TAIL * RATE) - overhang) // step) * step + overhang
-
-
-class Draws:
-    """An endless row of batches that can be stopped and taken up again."""
-
-    def __init__(self, bank: Bank, seed: int, seconds: float) -> None:
-        self._bank, self._seed, self._seconds = bank, seed, seconds
-        self._number = 0
-        self._left: list[NDArray[np.int64]] = []
-
-    def next(self, progress: float) -> NDArray[np.int64]:
-        if not self._left:
-            self._left = self._bank.pool(self._seed, self._number, progress, self._seconds)
-            self._number += 1
-        return self._left.pop()
-
-    def state(self) -> dict[str, Any]:
-        return {"number": self._number, "left": self._left}
-
-    def restore(self, state: dict[str, Any], clips: int) -> None:
-        """Batches that name clips which are not there (a bank that is filled anew may be smaller) are drawn again."""
-        self._number = state["number"]
-        self._left = [batch for batch in state["left"] if batch.max() < clips]
-
-
-def in_order(bank: Bank, which: NDArray[np.int64], seconds: float) -> Iterator[NDArray[np.int64]]:
-    """Batches for evaluation, the shortest clips first."""
-    lengths = np.asarray(bank.lengths)
-    order = which[np.argsort(lengths[which], kind="stable")]
-    first = 0
-    while first < len(order):
-        last = first + 1
-        while last < len(order) and (last + 1 - first) * padded(lengths[order[last]]) <= seconds * RATE:
-            last += 1
-        yield order[first:last]
-        first = last
+    return -(-(samples + int(TAIL * RATE) - overhang) // step) * step + overhang

@@ -16,9 +16,10 @@ import torch
 from tokenizers import Tokenizer
 
 from training.recogniser import shards, tokens, weights
-from training.recogniser.bank import Bank, in_order
+from training.recogniser.bank import Bank
 from training.recogniser.features import RATE, log_mel, mel_filters
 from training.recogniser.model import Recogniser
+from training.recogniser.plans import in_order
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def hear(
     bank = Bank(tokenizer, device, 0.01 + samples / RATE / 3600)
     kept = [clip for file in files for clip in bank.take_whole(file)]
     filters = mel_filters().to(device)
-    for which in in_order(bank, torch.arange(min(most, len(kept))).numpy(), 240):
-        batch = bank.batch(which, None, 0)
+    for plan in in_order(bank, min(most, len(kept)), 240):
+        batch = bank.batch(plan)
         # As in the training, the front end is not rounded to sixteen bits: outside of the context.
         mel = log_mel(batch.sound, filters)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             said = model(mel, chunk)[-1]
-        for row, clip in enumerate(which):
+        for row, clip in enumerate(plan.clips):
             best = said[row, : batch.frame_counts[row]].argmax(-1).tolist()
             yield Heard(kept[clip], tokens.greedy(tokenizer, best))
 

@@ -4,6 +4,7 @@
 #   host.sh unpack PARCEL        copy one parcel to the machine's own disk; once for each parcel
 #   host.sh prepare              install the wheels, decode people's speech: about half a minute
 #   host.sh smoke                150 steps on people's speech alone: does it run, how fast, where goes the time
+#   host.sh trial                what a step costs, launched and replayed, and which kernels take longest: a minute
 #   host.sh speak CALL MINUTES   start the synthesisers, one on each spare core, in the background
 #   host.sh train CALL MINUTES TOTAL [ARGUMENTS]   speak, and train meanwhile; results in $OUT
 #   host.sh report               word errors on all test sets
@@ -42,6 +43,11 @@ smoke() {
     cp "$here/smoke/profile.txt" "$out/smoke-profile.txt"
     head -c 6000 "$out/smoke-profile.txt"
     test -s "$here/smoke/config.json"
+}
+
+trial() {
+    OMP_NUM_THREADS=4 "$python" -m training.recogniser.trial --tokens "$here/texts/tokens.json" \
+        --data "$here/people/train" "$here/recorded" "$@"
 }
 
 say() { # worker, seed, hours, minutes, voices...: one synthesiser, of low priority

@@ -61,8 +61,14 @@ class Recogniser(nn.Module):
 
     def forward(self, mel: Tensor, chunk: int | None = None) -> list[Tensor]:
         """`chunk` is how many output frames are heard at once; the last item is the final output."""
+        return self.hear(mel, self.mask(mel.shape[1] // SUBSAMPLING, chunk or self.config.chunk, mel.device))
+
+    def mask(self, time: int, chunk: int, device: torch.device) -> Tensor:
+        return chunk_mask(time, chunk, self.config.left, device)
+
+    def hear(self, mel: Tensor, mask: Tensor) -> list[Tensor]:
+        """The same with the frames that each frame may look at as a mask."""
         x = self.subsample((mel - self.mean) * self.scale)
-        mask = chunk_mask(x.shape[1], chunk or self.config.chunk, self.config.left, x.device)
         turns = rotations(x.shape[1], self.config.width // self.config.heads, x.device)
         said: list[Tensor] = []
         for number, block in enumerate(self.blocks, 1):

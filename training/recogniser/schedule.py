@@ -69,6 +69,11 @@ def strength(progress: float) -> float:
     return min(1.0, max(0.0, (progress - 0.03) / 0.15))
 
 
+def agreement(progress: float) -> float:
+    """How much it weighs that two views of a clip are understood in the same way: nothing before they are at all."""
+    return 0.2 * min(1.0, progress / 0.05)
+
+
 def shares(progress: float) -> dict[str, float]:
     """How much of a batch each kind of speech is: clear synthetic voices first, people more and more."""
     people = 0.06 + 0.20 * min(1.0, max(0.0, (progress - 0.05) / 0.45))

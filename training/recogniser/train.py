@@ -18,19 +18,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional
 
 from training.recogniser import evaluate, schedule, tokens, weights
 from training.recogniser.augment import Augmenter
-from training.recogniser.bank import Bank, Batch, Draws
-from training.recogniser.features import log_mel
+from training.recogniser.bank import Bank, Batch
+from training.recogniser.features import RATE, log_mel
+from training.recogniser.losses import agreement, guided_loss, mixed_loss
 from training.recogniser.model import Config, Recogniser, parameters
+from training.recogniser.passes import Replays, passes
+from training.recogniser.plans import Draws, Plan, pool
 
 CHUNKS = (8, 8, 8, 8, 16, 32)
 """Output frames heard at once, drawn for every step: mostly 320 ms, as a stream, sometimes more."""
-
-INNER_SHARE = 0.5
-"""Of the loss, shared by the inner outputs: they see that the lower blocks learn at once."""
 
 LOG_EVERY = 50
 PROFILED_STEP = 60
@@ -82,6 +81,7 @@ def main() -> None:
             bank.take_new(options.data, most=8)
         if time.monotonic() - evaluated > options.evaluate_every * 60:
             report(training, tokenizer, options.dev, log)
+            training.export(options.out)  # so that a machine that is lost does not take everything with it
             evaluated = time.monotonic()
     # 4. Leave everything in order.
     torch.save(training.state(), options.out / "last.pt")
@@ -92,7 +92,7 @@ def main() -> None:
         minutes=round(training.seconds / 60, 2), wall=round((time.monotonic() - began) / 60, 2))  # fmt: skip
 
 
-def parsed() -> argparse.Namespace:
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=Path, required=True)
@@ -102,14 +102,17 @@ def parsed() -> argparse.Namespace:
     length.add_argument("--total-minutes", type=float, help="of training, all calls together")
     length.add_argument("--steps", type=int, help="instead: so many steps, the same on every machine")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop this call after so long, to go on in another")
-    parser.add_argument("--batch-seconds", type=float, default=800)
+    parser.add_argument("--batch-seconds", type=float, default=900)
+    parser.add_argument("--views", type=int, default=2, help="how often a batch holds each clip, each time spoilt anew")
+    parser.add_argument("--launched", action="store_true", help="no CUDA graphs: every kernel launched by itself")
+    parser.add_argument("--decay", type=float, default=0.05, help="of the weights")
     parser.add_argument("--peak", type=float, default=1.5e-3)
     parser.add_argument("--warm-steps", type=int, default=600)
     parser.add_argument("--guided-steps", type=int, default=1200, help="with a guess at where each unit is said")
     parser.add_argument(
         "--average", type=float, default=0.999, help="how slowly the moving average of the weights moves"
     )
-    parser.add_argument("--capacity-hours", type=float, default=120)
+    parser.add_argument("--capacity-hours", type=float, default=200)
     parser.add_argument("--least-hours", type=float, default=0.0, help="wait for so much speech before the first step")
     parser.add_argument("--evaluate-every", type=float, default=1.5, help="minutes")
     parser.add_argument("--start-from", type=Path, help="a folder of exported weights, where last.pt was lost")
@@ -120,7 +123,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 class Training:
@@ -135,11 +138,12 @@ class Training:
         self.average.load_state_dict(self.model.state_dict())
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}]
+        groups = [{"params": decayed, "weight_decay": options.decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         minutes = options.total_minutes
         self.schedule = schedule.Schedule(options.peak, options.warm_steps, options.steps, minutes and minutes * 60)
         self.augmenter = Augmenter(device)
+        self.passes = passes(self.model, self._autocast, device, replayed=not options.launched)
         self.draws = Draws(bank, options.seed, options.batch_seconds)
         self.lessons = schedule.Lessons()
         self.step = 0
@@ -174,9 +178,16 @@ class Training:
                 loss=round(mean[0], 4), gradient=round(mean[1], 3),
                 rate=self.optimiser.param_groups[0]["lr"], minutes=round(self.seconds / 60, 3),
                 step_ms=round((now - self._clock) / len(self._recent) * 1000, 1),
-                speed=round(self._speech / (now - self._clock)), bank_hours=round(self.bank.hours, 2))  # fmt: skip
+                speed=round(self._speech / (now - self._clock)), bank_hours=round(self.bank.hours, 2),
+                **self._machine())  # fmt: skip
             self._recent, self._speech, self._clock = [], 0.0, now
         self.seconds += time.monotonic() - began
+
+    def _machine(self) -> dict[str, Any]:
+        if not isinstance(self.passes, Replays):
+            return {}
+        refused = {"refused": self.passes.refused} if self.passes.refused else {}
+        return {"graphs": len(self.passes), "gb": round(torch.cuda.max_memory_allocated() / 1e9, 1), **refused}
 
     def _learn(self, progress: float) -> tuple[Tensor, Tensor]:
         """CTC's loss alone, and the gradient's norm."""
@@ -184,13 +195,14 @@ class Training:
         chunk = CHUNKS[int(torch.randint(len(CHUNKS), ()))]
         lesson = self.lessons.at(progress)
         mel, batch = self._spoilt_batch(self.draws.next(lesson), schedule.strength(lesson), self.step)
-        with self._autocast():
-            said = self.model(mel, chunk)
+        said = self.passes.forward(mel, chunk)
         loss = heard = mixed_loss(said, batch)
+        if self.options.views > 1 and (weight := schedule.agreement(lesson)) > 0:
+            loss = loss + weight * agreement(said, batch, self.options.views)
         if (share := schedule.guidance(self.step, self.options.guided_steps)) > 0:
             loss = (1 - share) * loss + share * guided_loss(said, batch)
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.passes.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         # A step whose gradient is not finite is left out by the optimiser itself, without asking the GPU about it.
         self.optimiser.found_inf = (~norm.isfinite()).float()
@@ -198,12 +210,12 @@ class Training:
             group["lr"] = self.schedule.rate(self.step - self._warmed_from, progress)
         self.optimiser.step()
         self._move_average()
-        self._speech += batch.sound.numel() / 16000
+        self._speech += batch.sound.numel() / RATE / self.options.views
         return heard.detach(), norm.detach()
 
-    def _spoilt_batch(self, which: Any, strength: float, number: int) -> tuple[Tensor, Batch]:
+    def _spoilt_batch(self, plan: Plan, strength: float, number: int) -> tuple[Tensor, Batch]:
         dice = torch.Generator(self.device).manual_seed((self.options.seed << 32) + number)
-        batch = self.bank.batch(which, torch.Generator().manual_seed(self.options.seed + number), strength)
+        batch = self.bank.batch(plan).repeated(self.options.views)
         sound = self.augmenter.spoilt(batch.sound, strength, dice)
         mel = log_mel(sound, self.augmenter.filters(len(sound), strength, dice))
         return self.augmenter.masked(mel, strength, dice), batch
@@ -211,8 +223,8 @@ class Training:
     def _measure_features(self) -> None:
         """Mean and spread of each mel bin, over batches as they are late in the training."""
         mels = [
-            self._spoilt_batch(which, 0.7, 0)[0].flatten(0, 1)
-            for which in self.bank.pool(self.options.seed, 0, 1, 60)[:16]
+            self._spoilt_batch(plan, 0.7, 0)[0].flatten(0, 1)
+            for plan in pool(self.bank, self.options.seed, 0, 1, 60)[:16]
         ]
         flat = torch.cat(mels)
         for model in (self.model, self.average):
@@ -259,37 +271,6 @@ class Training:
         notes = {"step": self.step, "seconds": self.seconds, "seed": self.options.seed, "bank_hours": self.bank.hours,
                  "lessons": self.lessons.began}  # fmt: skip
         weights.save(folder, self.config, self.average.state_dict(), notes)
-
-
-def mixed_loss(said: list[Tensor], batch: Batch) -> Tensor:
-    """CTC over units, in float32: half from the last output, half from the inner ones."""
-    total = batch.unit_counts.sum()
-    losses = [
-        functional.ctc_loss(
-            one.transpose(0, 1), batch.units, batch.frame_counts, batch.unit_counts, reduction="sum", zero_infinity=True
-        )
-        / total
-        for one in said
-    ]
-    *inner, last = losses
-    return (1 - INNER_SHARE) * last + INNER_SHARE * torch.stack(inner).mean()
-
-
-def guided_loss(said: list[Tensor], batch: Batch) -> Tensor:
-    """Cross-entropy of each unit where it would be said if speech ran evenly, and a frame later, in all outputs.
-
-    CTC alone first learns that the blank is always likely and stays there for long. A rough guess at the places, for
-    the first steps, shows the way; CTC then finds the true ones.
-    """
-    longest = batch.units.shape[1]
-    counted = torch.arange(longest, device=batch.units.device) < batch.unit_counts.to(batch.units.device)[:, None]
-    losses = []
-    for one in said:
-        for later in (1, 2):
-            places = (batch.places + later).clamp_max(one.shape[1] - 1)
-            there = one.gather(1, places[:, :, None].expand(-1, -1, one.shape[2]))
-            losses.append(-(there.gather(2, batch.units[:, :, None])[:, :, 0] * counted).sum() / counted.sum())
-    return torch.stack(losses).mean()
 
 
 class Log:
