@@ -102,7 +102,7 @@ def test_engines_beside_themselves_are_counted_and_closed(tmp_path: Path, monkey
     monkeypatch.setattr(ours, "_recogniser", recogniser)
     monkeypatch.setattr(ours, "most_in_flight", most)
     told = {name: one for name, one in ours.measure("in-flight", tmp_path)["variants"].items() if "skipped" not in one}
-    assert [(one["in_flight"], one["servers"], one["batch"]) for one in told.values()] == [(3, 1, 3), (6, 2, 3)]
+    assert [(one["in_flight"], one["servers"], one["batch"]) for one in told.values()] == [(6, 2, 3), (3, 1, 3)]
     assert len(opened) == 3
     for one in opened:
         first, *later = one.heard
