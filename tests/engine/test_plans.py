@@ -152,6 +152,10 @@ NONE_86 = (
     "[optimizer.cpp::computeCosts::3869] Error Code 10: Internal Error "
     "(Could not find any implementation for node {ForeignNode[/encoder/layer.0/Mul.../encoder/layer.1/MatMul]}.)"
 )
+FORMATS_86 = (
+    "2: [optimizer.cpp::filterQDQFormats::4422] Error Code 2: Internal Error "
+    "(Assertion !n->candidateRequirements.empty() failed. No supported formats for blocks.0.excite/Mul)"
+)
 NONE_10 = (
     "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for node "
     "/conv/Conv + /act/Relu. In computeCosts at optimizer.cpp:4115)"
@@ -163,6 +167,7 @@ NONE_10 = (
     [
         (NONE_86, "{ForeignNode[/encoder/layer.0/Mul.../encoder/layer.1/MatMul]}"),
         (NONE_10, "/conv/Conv + /act/Relu"),
+        (FORMATS_86, "blocks.0.excite/Mul"),
         ("no implementation", "some node"),
     ],
 )

@@ -71,6 +71,10 @@ class Plan:
     cache: bytes
 
 
+_NO_KERNEL = r"Could not find any implementation|no implementation|No supported formats"
+"""The last is what TensorRT 8 says of a layer between pairs for which it has no int8 layout."""
+
+
 class UnbuildableError(BackendError):
     """TensorRT has no kernel for some nodes in the precision that the graph asks for. `said` is its whole complaint, in
     which the nodes' names stand; `cache` the timings that it had taken until then, which the next attempt need not
@@ -205,8 +209,8 @@ class PlanBuilder:
     def _refusal(self, model: Path, said: Sequence[str]) -> BackendError:
         """Memory first: where it is short, TensorRT finds no kernels either."""
         whole = " ".join(said)
-        if not is_short_of_memory(whole) and re.search(r"Could not find any implementation|no implementation", whole):
-            nodes = re.findall(r"implementation for node (.+?)(?:\.\)|\.\s|\.\[|\.?$)", whole)
+        if not is_short_of_memory(whole) and re.search(_NO_KERNEL, whole):
+            nodes = re.findall(r"(?:implementation for node|formats for) (.+?)(?:\.\)|\)|\.\s|\.\[|\.?$)", whole)
             unbuildable = UnbuildableError(
                 f"TensorRT {self._runtime.version} has no kernel for {nodes[0] if nodes else 'some node'}"[:300],
                 next_step="let these layers be computed in fp16, or build for another precision",
