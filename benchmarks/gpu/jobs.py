@@ -21,8 +21,8 @@ JOBS = {
     "whisper-1": "Whisper-small, one question",
     "whisper-64": "the same, 64 questions",
     "whisper-64x256": "64 questions in windows of 256 positions, 5.12 s, for in-flight",
-    "whisper-160x256": "the same, 160 questions",
-    "whisper-320x256": "the same, 320 questions",
+    "whisper-152x256": "the same, 152 questions",
+    "whisper-304x256": "the same, 304 questions",
 }
 """In the order in which they are built: one that needs another comes later."""
 PARTS = ("encoder", "decoder")

@@ -10,7 +10,7 @@ FRAMES = 500
 PROMPT = (50258, 50259, 50359, 50363)
 """Start, English, transcribe, no timestamps."""
 MANY = 64
-IN_FLIGHT = (("160x256", 2), ("64x256", 5), ("320x256", 1), ("160x256", 1), ("64x256", 2), ("64x256", 1), ("64", 1))
+IN_FLIGHT = (("152x256", 2), ("64x256", 5), ("304x256", 1), ("152x256", 1), ("64x256", 2), ("64x256", 1), ("64", 1))
 """What `in-flight` is tried with: engines by rows and positions, and how many of them serve at once, each on a stream
 of its own: while one listens, which is arithmetic, another writes, which is waiting for memory. With 256 positions,
 5.12 s, every row of attention's scores begins where a tensor core reads; with 250 only every fourth does."""

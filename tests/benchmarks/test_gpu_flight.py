@@ -70,7 +70,7 @@ def test_servers_beside_each_other_share_what_is_in_flight() -> None:
     latencies = shared_loop([server(0), server(1)], 10, 8, rounds, lambda: float(next(ticks)))
     assert len(latencies) >= 30
     assert min(latencies) > 0
-    assert all(counts[0] == 5 for counts in taken), "half each, though a batch holds eight"
+    assert sorted(counts[0] for counts in taken) == [2, 8], "a batch is filled before the next is begun"
 
 
 def test_what_one_server_raises_ends_all() -> None:

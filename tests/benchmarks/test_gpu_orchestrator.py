@@ -137,7 +137,7 @@ def test_missing_engines_are_built_in_order_and_one_that_breaks_stops_nothing(
     options = argparse.Namespace(build=True, build_seconds=900.0, quantised=None)
     told: Tell = []
     orchestrator.see_to_engines(list(ROWS.values()), tmp_path, options, told.append)
-    larger = ["whisper-64x256", "whisper-160x256", "whisper-320x256"]
+    larger = ["whisper-64x256", "whisper-152x256", "whisper-304x256"]
     assert built == ["bert-64x32", "bert-1x32-again", "efficientnet", "whisper-1", *larger]
     assert any("it was ended after 900 s" in line for line in told)
     assert "digits is not built: it needs --quantised" in told
@@ -186,7 +186,7 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert jobs.level_of("efficientnet") == 1
     assert jobs.level_of("digits-2") == 2
     assert jobs.whisper_sizes("whisper-64.encoder") == (64, 250)
-    assert jobs.whisper_sizes("whisper-160x256") == jobs.whisper_sizes("160x256") == (160, 256)
+    assert jobs.whisper_sizes("whisper-152x256") == jobs.whisper_sizes("152x256") == (152, 256)
     assert {job for row in ROWS.values() for job in row.jobs} | {"efficientnet-2", "digits-2"} == set(jobs.JOBS)
 
 

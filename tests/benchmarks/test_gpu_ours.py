@@ -57,7 +57,7 @@ def test_each_engine_of_in_flight_is_left_out_for_itself(tmp_path: Path) -> None
     row = compare(ROWS["in-flight"], {}, ours.measure("in-flight", tmp_path))
     assert row["ours"] is None
     assert len(row["skipped"]) == len(IN_FLIGHT)
-    assert "--job whisper-160x256" in row["skipped"]["ours fp16, 160 rows, 256 positions, 2 at once"]
+    assert "--job whisper-152x256" in row["skipped"]["ours fp16, 152 rows, 256 positions, 2 at once"]
 
 
 class Recogniser:
@@ -85,11 +85,11 @@ class Recogniser:
 def test_engines_beside_themselves_are_counted_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question shorter than the window goes on with its own silence; only what is built is opened."""
     np.savez(tmp_path / "whisper.npz", mel=np.ones((2, 2, 3), np.float32), floor=np.array([-1, -2], np.float32))
-    leave(tmp_path, "whisper-160x256")
+    leave(tmp_path, "whisper-152x256")
     opened: list[Recogniser] = []
 
     def recogniser(_work: Path, sizes: str) -> tuple[Recogniser, dict[str, Any]]:
-        assert sizes == "160x256"
+        assert sizes == "152x256"
         opened.append(Recogniser())
         return opened[-1], {}
 
