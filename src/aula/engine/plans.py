@@ -131,7 +131,8 @@ class PlanBuilder:
             self._add_profile(builder, config, extents)
         timings = self._timings(config, cache)
         content = builder.build_serialized_network(network, config)
-        measured = bytes(timings.serialize())
+        held = timings.serialize()
+        measured = b"" if held is None else bytes(held)
         if content is None:
             refusal = self._refusal(model, self._runtime.messages.said_since(mark))
             if isinstance(refusal, UnbuildableError):
