@@ -123,7 +123,7 @@ def test_what_is_a_difference_of_larger_numbers_is_held_to_their_size(tmp_path: 
         seen.append(inputs)
         return {"y": 100.0}
 
-    scaled = toy_recipe(tmp_path, scales=scales)
+    scaled = toy_recipe(tmp_path, scales=scales, least_scales={"y": 10.0})
     profile = Profile("two", {"rows": Size(2, 2, 2)})
     proven = cases(scaled, profile, scaled.write_graph())
     off = proven[0].wanted["y"] + 0.5

@@ -78,7 +78,9 @@ def _case(recipe: Recipe, sizes: Mapping[str, int], graph: "onnx.ModelProto", ge
     places = _places(graph.graph.input, recipe.rows)
     few = inputs if rows is None else {name: _first(array, places.get(name), rows) for name, array in inputs.items()}
     wanted = recipe.reference(few)
-    scales = {} if recipe.scales is None else recipe.scales(few)
+    scales = dict(recipe.least_scales)
+    for name, scale in ({} if recipe.scales is None else recipe.scales(few)).items():
+        scales[name] = max(scale, scales.get(name, 0.0))
     axes = {} if rows is None else _places(graph.graph.output, recipe.rows)
     return Case(inputs, wanted, rows, axes, scales)
 
