@@ -3,9 +3,10 @@
 Standard library only: PyTorch's interpreter reads it too.
 """
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, inf
 from typing import Any
 
@@ -51,6 +52,60 @@ def closed_loop(
     return latencies[in_flight:]
 
 
+def shared_loop(
+    serves: Sequence[Serve],
+    in_flight: int,
+    batch: int,
+    rounds: int,
+    now: Callable[[], float] = time.perf_counter,
+    limit_ms: float = inf,
+) -> list[float]:
+    """`closed_loop` where several servers, each in a thread of its own, take from one queue: while one listens another
+    writes. Each takes as many as a batch holds, since ours cost the same half full: the last server stands idle rather
+    than all of them serving less. What was asked in the first round does not count, whenever it is answered. An error
+    of one ends all, and is raised."""
+    lock = threading.Condition()
+    waiting = deque([(now(), 0)] * in_flight)
+    latencies: list[float] = []
+    wanted, late = rounds * in_flight, 0
+    broken: list[BaseException] = []
+
+    def ended() -> bool:
+        return bool(broken) or len(latencies) >= wanted or late > wanted - ceil(0.99 * wanted)
+
+    def work(serve: Serve) -> None:
+        nonlocal late
+        while True:
+            with lock:
+                lock.wait_for(lambda: ended() or waiting)
+                if ended():
+                    return
+                taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+            try:
+                serve(len(taken))
+            except BaseException as error:
+                with lock:
+                    broken.append(error)
+                    lock.notify_all()
+                return
+            done = now()
+            with lock:
+                counted = [1000 * (done - asked) for asked, turn in taken if turn]
+                latencies.extend(counted)
+                late += sum(ms > limit_ms for ms in counted)
+                waiting.extend((done, turn + 1) for _, turn in taken)
+                lock.notify_all()
+
+    threads = [threading.Thread(target=work, args=(serve,)) for serve in serves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]
+    return latencies
+
+
 def greatest(
     passes: Callable[[int], bool], first: int, *, tries: int = 10, most: int = 1 << 14, closeness: float = 0.03
 ) -> int:
@@ -75,7 +130,7 @@ def greatest(
 
 
 def most_in_flight(
-    open_server: Callable[[int], tuple[int, Serve]],
+    open_server: Callable[[int], tuple[int, Serve | Sequence[Serve]]],
     first: int,
     *,
     limit_ms: float = LATENCY_MS,
@@ -83,16 +138,23 @@ def most_in_flight(
     tries: int = TRIES,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """`open_server` gives, for so many in flight, how many are answered at once and what answers them; MemoryError, in
-    opening or serving, means that so many cannot be served. Not even one is told as 0, and with its own latency."""
+    """`open_server` gives, for so many in flight, how many are answered at once and what answers them, which may be
+    several beside each other; MemoryError, in opening or serving, means that so many cannot be served. Not even one is
+    told as 0, and with its own latency."""
     seen: dict[int, float] = {}
 
     def passes(count: int) -> bool:
         try:
-            batch, serve = open_server(count)
-            for _ in range(WARM_UPS):
-                serve(min(batch, count))
-            seen[count] = percentile(closed_loop(serve, count, batch, rounds, now, limit_ms), 0.99)
+            batch, opened = open_server(count)
+            serves = [opened] if callable(opened) else opened
+            for serve in serves:
+                for _ in range(WARM_UPS):
+                    serve(min(batch, count))
+            if len(serves) == 1:
+                latencies = closed_loop(serves[0], count, batch, rounds, now, limit_ms)
+            else:
+                latencies = shared_loop(serves, count, batch, rounds, now, limit_ms)
+            seen[count] = percentile(latencies, 0.99)
         except MemoryError:
             seen[count] = inf
         return seen[count] <= limit_ms

@@ -141,7 +141,16 @@ def _tokens(torch: Arrays, ours: Arrays) -> dict[str, Any]:
 
 BRIEF = 4000
 """Characters that the last line of a run may have."""
-MORE = ("p90_ms", "p99_ms", "with_copies_ms", "first_s", "second_s", "top1_drop")
+MORE = (
+    "p90_ms",
+    "p99_ms",
+    "with_copies_ms",
+    "first_s",
+    "second_s",
+    "first_whole_s",
+    "second_whole_s",
+    "top1_drop",
+)
 
 
 def brief(report: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.flight import Serve, closed_loop, greatest, most_in_flight, percentile
+from benchmarks.gpu.flight import Serve, closed_loop, greatest, most_in_flight, percentile, shared_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +50,59 @@ def test_a_number_that_cannot_pass_is_given_up_at_once() -> None:
     latencies = closed_loop(serve, 1, 1, 200, clock.now, limit_ms=100)
     assert len(latencies) == 200
     assert percentile(latencies, 0.99) == pytest.approx(10)
+
+
+def test_servers_beside_each_other_share_what_is_in_flight() -> None:
+    """Neither answers before the other has taken its share."""
+    both = threading.Barrier(2, timeout=20)
+    taken: list[list[int]] = [[], []]
+    rounds = 3
+
+    def server(number: int) -> Serve:
+        def serve(count: int) -> None:
+            taken[number].append(count)
+            if len(taken[number]) <= rounds:
+                both.wait()
+
+        return serve
+
+    ticks = iter(range(10_000))
+    latencies = shared_loop([server(0), server(1)], 10, 8, rounds, lambda: float(next(ticks)))
+    assert len(latencies) >= 30
+    assert min(latencies) > 0
+    assert sorted(counts[0] for counts in taken) == [2, 8], "a batch is filled before the next is begun"
+
+
+def test_what_one_server_raises_ends_all() -> None:
+    def broken(_count: int) -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        shared_loop([broken, broken], 4, 2, 3)
+
+
+def test_late_answers_end_a_shared_loop_early() -> None:
+    served: list[int] = []
+    ticks = iter(range(100_000))
+    latencies = shared_loop([served.append, served.append], 10, 5, 20, lambda: float(next(ticks)), limit_ms=1.0)
+    assert 0 < len(latencies) < 200
+
+
+def test_several_servers_are_warmed_and_counted_together() -> None:
+    seen: set[int] = set()
+    lock = threading.Lock()
+
+    def server(number: int) -> Serve:
+        def serve(_count: int) -> None:
+            with lock:
+                seen.add(number)
+
+        return serve
+
+    told = most_in_flight(lambda _count: (4, [server(0), server(1)]), 8, tries=1, rounds=2)
+    assert seen == {0, 1}
+    assert told["in_flight"] in (0, 8)
+    assert list(told["tried_p99_ms"]) == ["8"]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 64, 100, 1000, 5000])

@@ -137,7 +137,8 @@ def test_missing_engines_are_built_in_order_and_one_that_breaks_stops_nothing(
     options = argparse.Namespace(build=True, build_seconds=900.0, quantised=None)
     told: Tell = []
     orchestrator.see_to_engines(list(ROWS.values()), tmp_path, options, told.append)
-    assert built == ["bert-64x32", "bert-1x32-again", "efficientnet", "whisper-1", "whisper-320"]
+    larger = ["whisper-64x256", "whisper-152x256", "whisper-304x256"]
+    assert built == ["bert-64x32", "bert-1x32-again", "efficientnet", "whisper-1", *larger]
     assert any("it was ended after 900 s" in line for line in told)
     assert "digits is not built: it needs --quantised" in told
 
@@ -179,8 +180,14 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
         orchestrator.main(["--help"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in jobs.JOBS)
-    assert list(engines.MAKERS) == list(jobs.JOBS)
-    assert {job for row in ROWS.values() for job in row.jobs} == set(jobs.JOBS)
+    assert all(engines.maker(job) for job in jobs.JOBS)
+    assert engines.maker("nothing") is None
+    assert engines.maker("efficientnet-3") is engines.build_efficientnet
+    assert jobs.level_of("efficientnet") == 1
+    assert jobs.level_of("digits-2") == 2
+    assert jobs.whisper_sizes("whisper-64.encoder") == (64, 250)
+    assert jobs.whisper_sizes("whisper-152x256") == jobs.whisper_sizes("152x256") == (152, 256)
+    assert {job for row in ROWS.values() for job in row.jobs} | {"efficientnet-2", "digits-2"} == set(jobs.JOBS)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,23 @@ def test_what_a_later_profile_cannot_bear_is_put_back_in_the_earlier_too(tmp_pat
     assert int8 == ["int8-one", "int8-many", "int8-one", "int8-many"], "all again, with the same layers"
 
 
+def test_what_was_timed_before_a_refusal_is_not_timed_again(tmp_path: Path) -> None:
+    given: list[bytes] = []
+
+    class Timing(FakeBuilder):
+        def build(self, model: Path, precision: str, *arguments: Any, cache: bytes = b"", **more: Any) -> Plan:
+            given.append(cache)
+            try:
+                return super().build(model, precision, *arguments, cache=cache, **more)
+            except UnbuildableError as refusal:
+                refusal.cache = cache + b"r"
+                raise
+
+    _build(tmp_path, _network(tmp_path), Timing(milliseconds=FAST_INT8, without_kernel=("fc_1",)), "int8")
+    # fp16 twice, int8 until it was refused, and again without that layer, for both profiles.
+    assert given == [b"", b"t", b"tt", b"ttr", b"ttrt"]
+
+
 def test_a_refusal_that_names_no_layer_leaves_int8_out(tmp_path: Path) -> None:
     builder = Choosy(milliseconds=FAST_INT8, refusals={"int8-many": (("fc",), "no implementation for (Unnamed 7)")})
     engine = _engine(_build(tmp_path, _network(tmp_path), builder, "int8"))

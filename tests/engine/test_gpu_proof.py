@@ -12,7 +12,7 @@ from aula.backends.session import Session, SessionOptions, StatePair, Tensors
 from aula.backends.tensorrt_runtime import layer_precisions
 from aula.core.errors import VerificationError
 from aula.core.types import TensorSpec
-from aula.engine.gpu_proof import cases, engine_error, inspection, run_case, usual_inputs
+from aula.engine.gpu_proof import cases, engine_error, engine_errors, inspection, run_case, usual_inputs
 from aula.engine.gpu_trial import GpuProver, GpuTrial
 from aula.engine.manifest import Inspection
 from aula.engine.recipe import Arrays, Profile, Recipe, Size
@@ -102,6 +102,46 @@ def test_the_error_is_relative_to_the_largest_value(recipe: Recipe) -> None:
     wrong[0, 0] += largest / 4
     assert _error(recipe, {"y": wrong}) == pytest.approx(0.25)
     assert _error(recipe, {"y": right}) == 0.0
+
+
+@pytest.mark.parametrize("rows", [4, 64, 320])
+def test_the_same_arithmetic_errs_as_much_however_many_rows_there_are(tmp_path: Path, rows: int) -> None:
+    """Each row errs by its own: the greatest of 320 is greater than the greatest of 4, and not what is told."""
+    recipe = toy_recipe(tmp_path, rows="rows")
+    proven = cases(recipe, Profile("many", {"rows": Size(rows, rows, rows)}), recipe.write_graph())
+    exact = recipe.reference(proven[0].inputs)["y"]
+    scale = float(np.abs(exact[:4]).max())
+    errs = np.arange(rows)[:, None] * 1e-3 * scale
+    assert engine_error(Answering({"y": exact + errs}), proven, recipe) == pytest.approx(3e-3)
+
+
+def test_what_is_a_difference_of_larger_numbers_is_held_to_their_size(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    seen: list[Arrays] = []
+
+    def scales(inputs: Arrays) -> dict[str, float]:
+        seen.append(inputs)
+        return {"y": 100.0}
+
+    scaled = toy_recipe(tmp_path, scales=scales, least_scales={"y": 10.0})
+    profile = Profile("two", {"rows": Size(2, 2, 2)})
+    proven = cases(scaled, profile, scaled.write_graph())
+    off = proven[0].wanted["y"] + 0.5
+    assert engine_errors(Answering({"y": off}), proven, scaled) == {"y": pytest.approx(0.005)}
+    assert engine_error(Answering({"y": off}), cases(recipe, profile, recipe.write_graph()), recipe) > 0.01
+    assert [one["x"].shape for one in seen] == [(2, 3)], "once for each case"
+
+
+def test_a_refusal_names_the_output_that_errs_most(tmp_path: Path) -> None:
+    profile = Profile("two", {"rows": Size(2, 2, 2)})
+    recipe = toy_recipe(tmp_path, profiles=(profile,))
+    prover = GpuProver(recipe, judged=False)
+    prover.prepare(lambda _share: None)
+    trial = GpuTrial("fp16")
+    (case,) = cases(recipe, profile, recipe.write_graph())
+    wanted = case.wanted["y"]
+    prover.prove(trial, profile, Answering({"y": wanted * 1.5}))
+    assert prover.fault(trial) == "relative error 5.0e-01 (y at two) is over the tolerance 2e-02"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

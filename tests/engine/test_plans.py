@@ -62,9 +62,17 @@ def test_precision_is_a_flag_only_where_types_do_not_hold(
 
 
 @every_release
-def test_sources_of_tactics_are_chosen_in_8_6_alone(number: str, graph: Path) -> None:
-    wanted = ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"] if number == "8.6" else None
-    assert _told(fake_tensorrt(number), graph)["sources"] == wanted
+@pytest.mark.parametrize(
+    ("level", "wanted"),
+    [
+        (1, []),
+        (2, ["EDGE_MASK_CONVOLUTIONS"]),
+        (3, ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]),
+    ],
+)
+def test_sources_of_tactics_are_chosen_in_8_6_alone(number: str, level: int, wanted: list[str], graph: Path) -> None:
+    told = _told(fake_tensorrt(number), graph, options=PlanOptions(level=level))["sources"]
+    assert told == (wanted if number == "8.6" else None)
 
 
 @every_release
@@ -144,6 +152,10 @@ NONE_86 = (
     "[optimizer.cpp::computeCosts::3869] Error Code 10: Internal Error "
     "(Could not find any implementation for node {ForeignNode[/encoder/layer.0/Mul.../encoder/layer.1/MatMul]}.)"
 )
+FORMATS_86 = (
+    "2: [optimizer.cpp::filterQDQFormats::4422] Error Code 2: Internal Error "
+    "(Assertion !n->candidateRequirements.empty() failed. No supported formats for blocks.0.excite/Mul)"
+)
 NONE_10 = (
     "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for node "
     "/conv/Conv + /act/Relu. In computeCosts at optimizer.cpp:4115)"
@@ -155,6 +167,7 @@ NONE_10 = (
     [
         (NONE_86, "{ForeignNode[/encoder/layer.0/Mul.../encoder/layer.1/MatMul]}"),
         (NONE_10, "/conv/Conv + /act/Relu"),
+        (FORMATS_86, "blocks.0.excite/Mul"),
         ("no implementation", "some node"),
     ],
 )
@@ -165,6 +178,7 @@ def test_nodes_without_a_kernel_are_named(said: str, name: str, graph: Path) -> 
         _told(trt, graph)
     assert caught.value.what == f"TensorRT 8.6.1 has no kernel for {name}"
     assert caught.value.said == f"{said} a consequence"
+    assert caught.value.cache == b"cache:sm89", "what was timed is not lost with the plan"
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ from aula.engine.bundle import Bundle
 from aula.engine.preflight import Card, check_plan
 from aula.engine.recipe import Model
 from aula.engine.store import Store
-from aula.models import whisper, whisper_gpu
+from aula.models import whisper, whisper_gpu, whisper_step_proof
 from aula.models.whisper_config import WhisperConfig, load_weights
 from aula.models.whisper_program import GPUS, Step, kernels_serve, write_program
 from aula.models.whisper_reference import WhisperReference
+from aula.models.whisper_step_proof import StepReference
 from aula.models.whisper_stepper import stepper_states
 from tests.backends.fake_cuda import FakeCuda
 from tests.backends.fake_driver import FakeDriver
@@ -76,14 +77,14 @@ def test_a_step_leaves_what_the_reference_leaves(
 ) -> None:
     session, _ = opened(write_program(config, weights, step), tmp_path, config)
     sizes = {"rows": step.rows, "slots": step.slots, "positions": step.positions}
-    inputs = whisper_gpu._example(config, FORM, sizes, np.random.default_rng(1), step.count)
+    inputs = whisper_step_proof.example(config, FORM, sizes, np.random.default_rng(1), step.count)
     inputs |= {name: inputs[name].astype(np.float16) for name in ("self_kv", "cross_k", "cross_v")}
     states = [pair.input for pair in session.options.states]
     for name in states:
         session.write_state(name, inputs[name])
     session.run({name: array for name, array in inputs.items() if name not in states})
     exact = {n: a.astype(np.float64) if a.dtype == np.float16 else a for n, a in inputs.items()}
-    wanted = whisper_gpu._reference(config, FORM, WhisperReference(config, lambda: weights), exact, step.count)
+    wanted = StepReference(config, FORM, WhisperReference(config, lambda: weights), step.count).outputs(exact)
     few = min(step.rows, 4)
     np.testing.assert_array_equal(session.read_state("position"), wanted["position.next"])
     np.testing.assert_allclose(session.read_state("likely"), wanted["likely.next"], atol=2e-2)

@@ -9,9 +9,8 @@ to the task's metric where there are labelled examples; int8 to the task and to 
 precision passes, fp32 is built.
 """
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,9 @@ from aula.engine.onnx_files import save_model
 from aula.engine.passes import simplify
 from aula.engine.plans import Extents, PlanOptions, UnbuildableError
 from aula.engine.precision import Progress
-from aula.engine.quantize import quantized_layers, restored
+from aula.engine.quantize import restored
 from aula.engine.recipe import Profile, Recipe, Task
+from aula.engine.restoring import Restoring
 from aula.engine.signed import signed_activations, weights_behind_pairs
 from aula.engine.store import Store
 from aula.engine.stored import store_model
@@ -55,6 +55,10 @@ class Quantised:
 
     graph: "onnx.ModelProto"
     plain: "onnx.ModelProto"
+    restoring: Restoring = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "restoring", Restoring(self.graph))
 
 
 class GpuPart:
@@ -112,23 +116,18 @@ class GpuPart:
             try:
                 return self._build_once(trial, profile, quantised)
             except UnbuildableError as refusal:
-                # 1. Which of the layers that are quantised does TensorRT name? These are computed in fp16.
-                named = () if quantised is None else self._named(quantised, trial.restored, refusal.said)
-                if not named:
+                # 1. What was timed until then is not timed again.
+                self._timings.write(refusal.cache)
+                # 2. The layers that TensorRT names, and those of their kind, are computed in fp16.
+                back = () if quantised is None else quantised.restoring.after(refusal.said, trial.restored)
+                if not back:
                     raise
-                self._report(f"{', '.join(named)}: no int8 kernel, back to fp16", 0.5)
-                trial.restored += named
+                self._report(f"{', '.join(back)}: no int8 kernel, back to fp16", 0.5)
+                trial.restored += back
         raise UnbuildableError(
             f"after {len(trial.restored)} layers were put back TensorRT still has no kernel for others",
             next_step="build without int8",
         )
-
-    def _named(self, quantised: Quantised, already: Sequence[str], said: str) -> tuple[str, ...]:
-        layers = [name for name in quantized_layers(quantised.graph) if name not in already]
-        said_of = [name for name in layers if name and name in said]
-        # "product_1" names no "product"; but TensorRT also gives names endings of its own.
-        whole = [name for name in said_of if re.search(rf"(?<![\w/])(?<!\w\.){re.escape(name)}(?![\w/]|\.\w)", said)]
-        return tuple(whole or said_of)
 
     def _build_once(self, trial: GpuTrial, profile: Profile, quantised: Quantised | None) -> None:
         if trial.precision == "fp16" and self.prover.recipe_of(profile).program is not None:

@@ -1,7 +1,15 @@
-"""Engines on a GPU against the reference: numbers at every profile, states read back, and what the inspector tells."""
+"""Engines on a GPU against the reference: numbers at every profile, states read back, and what the inspector tells.
+
+What is told of an engine's numbers must not depend on how many rows it has, or the same arithmetic would pass in an
+engine of 64 and fail in one of 320: a greatest difference over more values is greater. So `PROVEN_ROWS` rows are
+compared, however many there are. Each output's differences are relative to the largest value that went into it: its own
+largest, and where an output is the difference of larger numbers (a logarithm of a probability is one of logits), what
+the recipe's `scales` say. A probability near one half has a logarithm near 0.7 between logits of fifty; rounded logits
+move it by a tenth of itself, which says nothing of the engine.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,19 +25,20 @@ if TYPE_CHECKING:
     import onnx
 
 PROVEN_ROWS = 4
-"""So many of the rows of a batch are computed by the reference; the others do not depend on them."""
+"""So many of the rows of a batch are computed by the reference and compared; the others do not depend on them."""
 TIMED_RUNS, WARM_RUNS = 100, 10
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """Inputs, states among them, and the reference's outputs of the first rows. `axes` tells where an output's rows
-    are; one that is not there has none."""
+    are; one that is not there has none. `scales` are what differences are relative to at least, by output."""
 
     inputs: Arrays
     wanted: Arrays
     rows: int | None
     axes: Mapping[str, int]
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -65,17 +74,27 @@ def cases(recipe: Recipe, profile: Profile, graph: "onnx.ModelProto") -> list[Ca
 
 def _case(recipe: Recipe, sizes: Mapping[str, int], graph: "onnx.ModelProto", generator: np.random.Generator) -> Case:
     inputs = recipe.example(sizes, generator)
-    if sizes.get(recipe.rows, 0) <= PROVEN_ROWS:
-        return Case(inputs, recipe.reference(inputs), None, {})
+    rows = None if sizes.get(recipe.rows, 0) <= PROVEN_ROWS else PROVEN_ROWS
     places = _places(graph.graph.input, recipe.rows)
-    few = {name: _first(array, places.get(name), PROVEN_ROWS) for name, array in inputs.items()}
-    return Case(inputs, recipe.reference(few), PROVEN_ROWS, _places(graph.graph.output, recipe.rows))
+    few = inputs if rows is None else {name: _first(array, places.get(name), rows) for name, array in inputs.items()}
+    wanted = recipe.reference(few)
+    scales = dict(recipe.least_scales)
+    for name, scale in ({} if recipe.scales is None else recipe.scales(few)).items():
+        scales[name] = max(scale, scales.get(name, 0.0))
+    axes = {} if rows is None else _places(graph.graph.output, recipe.rows)
+    return Case(inputs, wanted, rows, axes, scales)
 
 
 def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> float:
-    """The largest difference from the reference, relative to the reference's largest value; infinite where either
-    is not finite. Raises VerificationError where outputs and reference do not match, BackendError."""
-    worst = 0.0
+    """The largest of `engine_errors`."""
+    return max(engine_errors(session, proven, recipe).values(), default=0.0)
+
+
+def engine_errors(session: Session, proven: Sequence[Case], recipe: Recipe) -> dict[str, float]:
+    """Of every output the largest difference from the reference, relative to the largest value there or to the case's
+    scale, whichever is more; infinite where either is not finite. Raises VerificationError where outputs and reference
+    do not match, BackendError."""
+    worst: dict[str, float] = {}
     for case in proven:
         produced = run_case(session, case.inputs, recipe)
         if case.wanted.keys() != produced.keys() - set(recipe.unproven):
@@ -85,19 +104,22 @@ def engine_error(session: Session, proven: Sequence[Case], recipe: Recipe) -> fl
                 next_step="let the recipe's reference compute every output, or name those that it leaves out",
             )
         for name, wanted in case.wanted.items():
-            got = produced[name].astype(np.float64)
-            if case.rows is not None:
-                got = _first(got, case.axes.get(name), case.rows)
-            if got.shape != np.shape(wanted):
-                raise VerificationError(
-                    f"output {name} is {list(got.shape)}, the reference's is {list(np.shape(wanted))}",
-                    next_step="mend the recipe's reference or its graph",
-                )
-            if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
-                return float("inf")
-            scale = max(float(np.abs(wanted).max(initial=0.0)), recipe.least_scales.get(name, 1e-30))
-            worst = max(worst, float(np.abs(got - wanted).max(initial=0.0)) / scale)
+            # Cut first: the outputs of hundreds of rows are gigabytes.
+            few = produced[name] if case.rows is None else _first(produced[name], case.axes.get(name), case.rows)
+            worst[name] = max(worst.get(name, 0.0), _difference(name, few, wanted, case.scales.get(name, 1e-30)))
     return worst
+
+
+def _difference(name: str, produced: NDArray[Any], wanted: NDArray[Any], least: float) -> float:
+    if produced.shape != np.shape(wanted):
+        raise VerificationError(
+            f"output {name} is {list(produced.shape)}, the reference's is {list(np.shape(wanted))}",
+            next_step="mend the recipe's reference or its graph",
+        )
+    got = produced.astype(np.float64)
+    if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+        return float("inf")
+    return float(np.abs(got - wanted).max(initial=0.0)) / max(float(np.abs(wanted).max(initial=0.0)), least)
 
 
 def run_case(session: Session, inputs: Arrays, recipe: Recipe) -> Arrays:

@@ -19,7 +19,7 @@ from aula.engine.recipe import Profile, Recipe
 @dataclass(slots=True)
 class GpuTrial:
     """One precision: its plans by profile, and what was found of them. `version` is the backend's, where it is not the
-    workshop's TensorRT."""
+    workshop's TensorRT; `worst` names the output, and its profile, whose error is the largest."""
 
     precision: str
     backend: str = "tensorrt"
@@ -32,6 +32,7 @@ class GpuTrial:
     shipped: GraphSize | None = None
     restored: tuple[str, ...] = ()
     error: float | None = None
+    worst: str = ""
     metric: float | None = None
     rejected: str | None = None
 
@@ -70,8 +71,11 @@ class GpuProver:
 
     def prove(self, trial: GpuTrial, profile: Profile, session: Session) -> None:
         """Numbers, time and layers of one profile, in the session that serves it."""
-        error = proof.engine_error(session, self._cases[profile.name], self.recipe_of(profile))
-        trial.error = error if trial.error is None else max(trial.error, error)
+        errors = proof.engine_errors(session, self._cases[profile.name], self.recipe_of(profile))
+        output = max(errors, key=lambda name: errors[name], default="")
+        error = errors.get(output, 0.0)
+        if trial.error is None or error > trial.error:
+            trial.error, trial.worst = error, f"{output} at {profile.name}"
         trial.milliseconds[profile.name] = _milliseconds(session, self.recipe_of(profile), profile)
         if isinstance(session, OnDevice):
             trial.inspection[profile.name] = proof.inspection(
@@ -85,7 +89,8 @@ class GpuProver:
             return "the outputs are not finite"
         most = {"fp32": self.recipe.tolerance, "int8": float("inf")}.get(trial.precision, self.recipe.half_tolerance)
         if trial.error > most:
-            return f"relative error {trial.error:.1e} is over the tolerance {most:.0e}"
+            where = f" ({trial.worst})" if trial.worst else ""
+            return f"relative error {trial.error:.1e}{where} is over the tolerance {most:.0e}"
         if trial.precision == "int8" and not self._judged and not self.recipe.seeded:
             return "no metric was measured"
         told = _counted(trial)

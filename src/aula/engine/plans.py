@@ -28,8 +28,9 @@ Extents = tuple[int, int, int]
 Compatibility = Literal["exact", "ampere-plus", "same-capability"]
 COMPATIBILITIES: tuple[Compatibility, ...] = ("exact", "ampere-plus", "same-capability")
 LEVELS = range(6)
-READY_LEVEL = 1
-"""Up to this level TensorRT 8.6 takes convolutions that it brings, and compiles none for the sizes at hand."""
+READY_LEVEL, TABLE_LEVEL = 1, 2
+"""Up to the first TensorRT 8.6 takes the plainest convolutions that it brings, up to the second those with tables for
+the edges as well; beyond, it compiles some for the sizes at hand, which takes minutes."""
 USUAL_LEVEL = 3
 """TensorRT's own default. Level 5 took six times as long for BERT-base on an H100 (260 s, not 41) and came out slower
 (0.49 ms, not 0.44): searching more is not finding more."""
@@ -70,11 +71,17 @@ class Plan:
     cache: bytes
 
 
+_NO_KERNEL = r"Could not find any implementation|no implementation|No supported formats"
+"""The last is what TensorRT 8 says of a layer between pairs for which it has no int8 layout."""
+
+
 class UnbuildableError(BackendError):
     """TensorRT has no kernel for some nodes in the precision that the graph asks for. `said` is its whole complaint, in
-    which the nodes' names stand."""
+    which the nodes' names stand; `cache` the timings that it had taken until then, which the next attempt need not
+    take again."""
 
     said: str = ""
+    cache: bytes = b""
 
 
 class PlanBuilder:
@@ -124,9 +131,14 @@ class PlanBuilder:
             self._add_profile(builder, config, extents)
         timings = self._timings(config, cache)
         content = builder.build_serialized_network(network, config)
+        held = timings.serialize()
+        measured = b"" if held is None else bytes(held)
         if content is None:
-            raise self._refusal(model, self._runtime.messages.said_since(mark))
-        return Plan(bytes(content), bytes(timings.serialize()))
+            refusal = self._refusal(model, self._runtime.messages.said_since(mark))
+            if isinstance(refusal, UnbuildableError):
+                refusal.cache = measured
+            raise refusal
+        return Plan(bytes(content), measured)
 
     def _builder(self, mark: int) -> Any:
         try:
@@ -169,9 +181,9 @@ class PlanBuilder:
             config.clear_flag(trt.BuilderFlag.TF32)
         if self.version < (10, 0):
             kinds = trt.TacticSource
-            sources = 1 << int(kinds.EDGE_MASK_CONVOLUTIONS) | 1 << int(kinds.JIT_CONVOLUTIONS)
-            # Convolutions that are compiled for each size cost minutes; the quick levels take those that are ready.
-            config.set_tactic_sources(sources if options.level > READY_LEVEL else 0)
+            sources = 1 << int(kinds.EDGE_MASK_CONVOLUTIONS) if options.level > READY_LEVEL else 0
+            sources |= 1 << int(kinds.JIT_CONVOLUTIONS) if options.level > TABLE_LEVEL else 0
+            config.set_tactic_sources(sources)
         if options.compatibility != "exact":
             levels = trt.HardwareCompatibilityLevel
             name = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}[options.compatibility]
@@ -198,8 +210,8 @@ class PlanBuilder:
     def _refusal(self, model: Path, said: Sequence[str]) -> BackendError:
         """Memory first: where it is short, TensorRT finds no kernels either."""
         whole = " ".join(said)
-        if not is_short_of_memory(whole) and re.search(r"Could not find any implementation|no implementation", whole):
-            nodes = re.findall(r"implementation for node (.+?)(?:\.\)|\.\s|\.\[|\.?$)", whole)
+        if not is_short_of_memory(whole) and re.search(_NO_KERNEL, whole):
+            nodes = re.findall(r"(?:implementation for node|formats for) (.+?)(?:\.\)|\)|\.\s|\.\[|\.?$)", whole)
             unbuildable = UnbuildableError(
                 f"TensorRT {self._runtime.version} has no kernel for {nodes[0] if nodes else 'some node'}"[:300],
                 next_step="let these layers be computed in fp16, or build for another precision",

@@ -105,7 +105,8 @@ class Recipe:
     For GPUs: `half_tolerance` is what fp16 may differ from the reference, relative to its largest value; `low_borders`
     names inputs and outputs that are of the low precision themselves (states, what one graph hands to the next);
     `gpu_profiles` are served there instead of `profiles`; `least_scales` are what differences of an output are relative
-    to at least (a logarithm may be next to zero); `handed_over` names inputs and outputs that never leave the device,
+    to at least, and `scales(inputs)` the same where it depends on the inputs (a logarithm of a probability is a
+    difference of logits, and as exact as they are); `handed_over` names inputs and outputs that never leave the device,
     since another engine makes or takes them there, so that their copies are no part of the time; `rows` is the
     dimension whose items do not depend on one another, so that a few of many prove all; `spelling` tells graphs apart
     that one recipe writes in several ways; `by_profile` gives the recipe of a profile that another graph with the same
@@ -135,6 +136,7 @@ class Recipe:
     half_tolerance: float = 2e-2
     low_borders: tuple[str, ...] = ()
     least_scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Callable[[Arrays], Mapping[str, float]] | None = None
     handed_over: tuple[str, ...] = ()
     rows: str = ""
     spelling: str = ""

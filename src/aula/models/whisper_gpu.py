@@ -5,11 +5,10 @@ everything on one stream and waits once, for the text.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from aula.models.whisper_graphs import write_encoder
 from aula.models.whisper_mel import FRAMES_A_POSITION
 from aula.models.whisper_program import Step, kernels_serve, write_program
 from aula.models.whisper_reference import WhisperReference
+from aula.models.whisper_step_proof import StepReference, example
 from aula.models.whisper_stepper import NEXT, StepForm, cross_names, low_borders, stepper_states, write_stepper
 
 __all__ = ["FEW", "MANY", "PROMPT", "StepForm", "WhisperStepping", "listener_recipe", "stepper_recipe"]
@@ -34,10 +34,6 @@ PROMPT = 4
 """Start, language, task, no timestamps: read at once. Longer prompts are read on, token by token."""
 FEW, MANY = StepForm(), StepForm(stacked=True, low_caches=True)
 """How a step is spelled for TensorRT, for one row and for many; our own kernels take the second."""
-MADE_UP_ROWS = 8
-"""Of an example's caches; later rows repeat them, since hundreds of rows are gigabytes."""
-ANY_FIRST, ANY_TEXT = 2, 1
-"""Rules (whisper_tokens.RULES) at the start of a text, and within one."""
 
 
 def listener_recipe(base: Recipe, checkpoint: Checkpoint, form: StepForm) -> Recipe:
@@ -80,7 +76,7 @@ def stepper_recipe(
     config = WhisperConfig.from_checkpoint(checkpoint)
     ours = form == MANY and kernels_serve(config)
     shapes = config.decoder_shapes()
-    reference = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
+    decoder = WhisperReference(config, lambda: load_weights(checkpoint, shapes))
     steering = checkpoint.folder / "generation_config.json"
     sources: tuple[Path, ...] = (*checkpoint.weights_files, checkpoint.folder / "config.json")
 
@@ -90,13 +86,14 @@ def stepper_recipe(
         return write_program(config, load_weights(checkpoint, shapes), step, capability)
 
     def recipe(count: int) -> Recipe:
+        reference = StepReference(config, form, decoder, count)
         return Recipe(
             name=name,
             revision=1,
             sources=(*sources, *((steering,) if steering.exists() else ())),
             write_graph=lambda: write_stepper(config, load_weights(checkpoint, shapes), form, prompt_tokens=count),
-            example=lambda sizes, generator: _example(config, form, sizes, generator, count),
-            reference=lambda inputs: _reference(config, form, reference, inputs, count),
+            example=lambda sizes, generator: example(config, form, sizes, generator, count),
+            reference=reference.outputs,
             profiles=tuple(profiles),
             limits={"slots": config.max_target_positions, "positions": config.max_source_positions},
             states=stepper_states(config, form),
@@ -106,7 +103,7 @@ def stepper_recipe(
             half_tolerance=5e-2,
             low_borders=low_borders(config, form),
             handed_over=cross_names(config, form),
-            least_scales={f"likely{NEXT}": 1.0},  # natural logarithms of probabilities
+            scales=reference.scales,
             rows="rows",
             spelling=repr(form) + (hashlib.sha256(source(DECODER).encode()).hexdigest() if ours else ""),
             program=partial(program, count) if ours else None,
@@ -128,88 +125,6 @@ def stepping(name: str, rows: int, positions: int, slots: int) -> Profile:
 
 def _fixed(name: str, **sizes: int) -> Profile:
     return Profile(name, {dimension: Size(size, size, size) for dimension, size in sizes.items()})
-
-
-def _example(
-    config: WhisperConfig, form: StepForm, sizes: Mapping[str, int], generator: np.random.Generator, count: int
-) -> Arrays:
-    """Prompts of as many tokens as are read at once, or one more: both rules are met. Later rows hear less."""
-    rows, slots, positions = sizes["rows"], sizes["slots"], sizes["positions"]
-    heads, size, layers = config.decoder_attention_heads, config.head_size, config.decoder_layers
-    heard = np.full(rows, positions, dtype=np.int32)
-    heard[1:] = generator.integers(1, positions + 1, rows - 1)
-    position = np.zeros(rows, dtype=np.int32)
-    if count == 1:
-        position[:] = generator.integers(0, slots - 1, rows)
-    inputs: Arrays = {
-        "text": generator.integers(0, config.vocab_size, (rows, slots), dtype=np.int32),
-        "position": position,
-        "likely": np.zeros((rows, slots), dtype=np.float32),
-        "prompt": generator.integers(count, count + 2, rows, dtype=np.int32),
-        "heard": heard,
-    }
-    shapes: dict[str, tuple[int, ...]]
-    if form.stacked:
-        shapes = {"self_kv": (layers, rows, 2 * heads, slots, size)}
-        shapes |= {f"cross_{part}": (layers, rows, heads, positions, size) for part in "kv"}
-    else:
-        shapes = {f"self_k.{layer}": (rows, heads, size, slots) for layer in range(layers)}
-        shapes |= {f"self_v.{layer}": (rows, heads, slots, size) for layer in range(layers)}
-        shapes |= {f"cross_{p}.{layer}": (rows, heads, positions, size) for p in "kv" for layer in range(layers)}
-    axis = 1 if form.stacked else 0
-    repeated = np.arange(rows) % MADE_UP_ROWS
-
-    def made_up(shape: tuple[int, ...]) -> Float32:
-        few = (*shape[:axis], min(rows, MADE_UP_ROWS), *shape[axis + 1 :])
-        return generator.standard_normal(few, dtype=np.float32).take(repeated, axis=axis)
-
-    return inputs | {name: made_up(shape) for name, shape in shapes.items()}
-
-
-def _reference(
-    config: WhisperConfig, form: StepForm, reference: WhisperReference, inputs: Arrays, count: int
-) -> Arrays:
-    """What a step leaves behind, by the decoder's own reference."""
-    text, position = inputs["text"], inputs["position"].astype(np.int64)
-    rows, slots = text.shape
-    heads = config.decoder_attention_heads
-    taken = position[:, None] + np.arange(count)
-    rule = np.full((rows, count), ANY_TEXT, dtype=np.int64)
-    rule[:, -1] = np.where(position + count == inputs["prompt"], ANY_FIRST, ANY_TEXT)
-    asked: Arrays = {
-        "tokens": np.take_along_axis(text, taken, axis=1).astype(np.int64),
-        "position": position,
-        "heard": inputs["heard"].astype(np.int64),
-        "places": np.tile(np.arange(count), (rows, 1)),
-        "rule": rule,
-    }
-    past: list[tuple[Any, Any]] = []
-    for layer in range(config.decoder_layers):
-        if form.stacked:
-            key, value = inputs["self_kv"][layer, :, :heads], inputs["self_kv"][layer, :, heads:]
-            cross = (inputs["cross_k"][layer], inputs["cross_v"][layer])
-        else:
-            key, value = inputs[f"self_k.{layer}"].swapaxes(2, 3), inputs[f"self_v.{layer}"]
-            cross = (inputs[f"cross_k.{layer}"], inputs[f"cross_v.{layer}"])
-        past.append((key.astype(np.float64), value.astype(np.float64)))
-        asked |= {f"past_k.{layer}": key, f"past_v.{layer}": value}
-        asked |= {f"cross_k.{layer}": cross[0], f"cross_v.{layer}": cross[1]}
-    made = reference.decode(asked)
-    left: Arrays = {f"position{NEXT}": np.minimum(position + count, slots - 1)}
-    likely = inputs["likely"].astype(np.float64)
-    for row in range(rows):
-        if position[row] + count < slots:
-            likely[row, position[row] + count] = made["logprob"][row, -1]
-        for layer, pair in enumerate(past):
-            for side, cache in enumerate(pair):
-                cache[row, :, taken[row]] = made["new"][2 * layer + side, row].transpose(1, 0, 2)
-    left[f"likely{NEXT}"] = likely
-    if form.stacked:
-        left[f"self_kv{NEXT}"] = np.stack([np.concatenate(pair, axis=1) for pair in past])
-        return left
-    for layer, (key, value) in enumerate(past):
-        left |= {f"self_k.{layer}{NEXT}": key.swapaxes(2, 3), f"self_v.{layer}{NEXT}": value}
-    return left
 
 
 class WhisperStepping:
