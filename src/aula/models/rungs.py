@@ -22,17 +22,8 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
 
 
 def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> list[Rung]:
-    """Every Whisper at hand, the best first; this project's own recogniser, where it is; and PocketSphinx."""
-    from aula.models import ctc_rung, sphinx, whisper_transcriber
-    from aula.models.whisper import MOST_ROWS
-
-    def whisper(place: whisper_transcriber.Place) -> Rung:
-        return Rung(
-            place.info,
-            "transcribe",
-            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
-            at_once=MOST_ROWS,
-        )
+    """Every Whisper at hand, the best first, GPUs before the processor; our recogniser, where it is; PocketSphinx."""
+    from aula.models import ctc_rung, sphinx, whisper_rungs
 
     folder = ctc_rung.find_folder(settings)
     own = [
@@ -40,7 +31,7 @@ def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress) -> 
         for place in ([folder] if folder else [])
     ]
     return [
-        *(whisper(place) for place in whisper_transcriber.find_places(settings)),
+        *whisper_rungs.whisper_rungs(settings, clock, report),
         *own,
         Rung(sphinx.INFO, "transcribe", lambda: sphinx.SphinxTranscriber(settings)),
     ]
