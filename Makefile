@@ -76,7 +76,8 @@ TOKENS ?= $(RESULT)/tokens.json
 
 ship-recogniser: .venv/run.stamp
 	@test -f "$(RESULT)/config.json" || { echo "Say which: make $@ SHARED=data RESULT=folder" >&2; exit 2; }
-	$(TRAIN).ship $(RESULT) --tokens $(TOKENS) --shared $(SHARED) $(if $(QUESTIONS),--questions $(QUESTIONS))
+	$(TRAIN).language $(dir $(TOKENS))train.tsv $(RESULT)/language.npz --shared $(SHARED)
+	$(TRAIN).ship $(RESULT) --tokens $(TOKENS) --language $(RESULT)/language.npz --shared $(SHARED) $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 lock: .venv/dev.stamp
 	@$(BIN)/python -m pip install --quiet uv

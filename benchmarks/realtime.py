@@ -36,6 +36,7 @@ from aula.bench.machine import machine, percentile
 from aula.core.settings import load_settings
 from aula.core.types import Capability, Context, SpeakRequest
 from aula.runtime import open_runtime
+from aula.servers.serving import serve as whole_server
 from benchmarks.turn import QUESTIONS, VOICES
 
 RATE = 24_000
@@ -132,22 +133,9 @@ async def server() -> AsyncIterator[tuple[str, int]]:
 
 
 async def serve() -> None:
-    import uvicorn
-    from starlette.applications import Starlette
-
-    from aula.servers.callers import EveryoneIsLocal
-    from aula.servers.house import House
-    from aula.servers.realtime.door import WEBSOCKET_OPTIONS, Door
-    from aula.servers.wire import listen
-
-    settings = load_settings().replaced(speech__cache_mb=0)
-    async with open_runtime(settings) as runtime:
-        door = Door(House(runtime, settings, EveryoneIsLocal()))
-        bound = listen("127.0.0.1", 0, 60.0)
-        bound.listen(2048)
-        print(bound.getsockname()[1], flush=True)
-        config = uvicorn.Config(Starlette(routes=door.routes()), log_level="error", lifespan="off", **WEBSOCKET_OPTIONS)
-        await uvicorn.Server(config).serve(sockets=[bound])
+    """As `aula serve`, with no answer from the cache of spoken ones, and nothing but Realtime at its doors asked."""
+    settings = load_settings().replaced(speech__cache_mb=0, serve__port=0, serve__grpc_port=-1)
+    await whole_server(settings, on_ready=lambda address: print(address.port, flush=True))
 
 
 @asynccontextmanager

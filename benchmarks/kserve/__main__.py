@@ -9,8 +9,9 @@ flight for what a request costs, 64 in flight for how many pass. The median of t
 sockets with prepared bytes, gRPC's own library, and perf_analyzer where it is given.
 
 Limits: client and server share this machine's cores, and so does whoever else works on it. So the processor time that
-a server spends on a request, its engine included, is printed beside, and the part of the time in which the engine ran
-(as the server's own statistics tell it; PyTriton's count the way to its process too): they say more than any clock.
+a server spends on a request, its engine included, is printed beside, and the part of the time in which the engine ran,
+and how long a run took there (as the server's own statistics tell it; PyTriton's count the way to its process too):
+they say more than any clock.
 Ours is all that `aula serve` puts around an engine: limits, origins, the log of requests, the question for a key.
 
 PyTriton: python3.11 -m venv DIR; DIR/bin/pip install nvidia-pytriton==0.7.0 "numpy<2" onnxruntime. perf_analyzer is in
@@ -33,7 +34,7 @@ from rich.table import Table
 from aula.bench.machine import busy, machine
 from benchmarks.kserve.engines import BATCH, SIZES, Alone, write
 from benchmarks.kserve.requests import grpc_request, http_request
-from benchmarks.kserve.running import Place, Server, busy_beside, output_of, running
+from benchmarks.kserve.running import Place, Server, beside, output_of, running
 
 CROWD = 64
 Figures = dict[str, float]
@@ -99,18 +100,19 @@ def _measure(place: Place, folder: Path, tools: Tools) -> Iterator[tuple[str, fl
     for many in (1, CROWD):
         before = place.processor_seconds()
         asking = ("-m", "benchmarks.kserve.asking", str(place.http), str(many), seconds, str(folder / "http"))
-        words, busy_part = busy_beside(place.http, tools.seconds, sys.executable, *asking)
-        told = json.loads(words)
+        seen = beside(place.http, tools.seconds, sys.executable, *asking)
+        told = json.loads(seen.words)
         spent = place.processor_seconds() - before
         for name in ("p50_ms", "p99_ms", "a_second"):
             yield f"http {many} {name}", told[name]
         yield f"http {many} cpu_us", round(1e6 * spent / told["all"])
-        yield f"http {many} engine busy", round(busy_part, 2)
-    words = output_of(
-        sys.executable, "-m", "benchmarks.kserve.asking_grpc", str(place.grpc), seconds, str(folder / "grpc")
-    )
-    for name, value in json.loads(words).items():
+        yield f"http {many} engine busy", seen.busy
+        yield f"http {many} engine_ms", seen.run_ms
+    over_grpc = ("-m", "benchmarks.kserve.asking_grpc", str(place.grpc), seconds, str(folder / "grpc"))
+    seen = beside(place.http, tools.seconds, sys.executable, *over_grpc)
+    for name, value in json.loads(seen.words).items():
         yield f"grpc 1 {name}", value
+    yield "grpc 1 engine_ms", seen.run_ms
     if tools.perf_analyzer is not None:
         for protocol, port in (("http", place.http), ("grpc", place.grpc)):
             for many in (1, CROWD):

@@ -61,6 +61,10 @@ class Ran:
         seconds = (self.seconds - before.seconds) * (self.runs - before.runs) / requests
         return seconds / (self.moment - before.moment)
 
+    def run_ms_since(self, before: "Ran") -> float:
+        """Of the run that a request was in."""
+        return 1e3 * (self.seconds - before.seconds) / max(1, self.requests - before.requests)
+
 
 def ran(port: int) -> Ran:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -99,8 +103,17 @@ def running(server: Server, engine: Path, batch: int, folder: Path) -> Iterator[
             process.wait()
 
 
-def busy_beside(port: int, seconds: float, *command: str) -> tuple[str, float]:
-    """What a client prints, and the part of the time in which the engine ran while it asked: not at its beginning."""
+@dataclass(frozen=True)
+class Beside:
+    """What a client printed, and of the engine while it asked: the part of the time in which it ran, and a run's ms."""
+
+    words: str
+    busy: float
+    run_ms: float
+
+
+def beside(port: int, seconds: float, *command: str) -> Beside:
+    """The client's beginning is left out of account."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         time.sleep(1.5)
         before = ran(port)
@@ -109,7 +122,7 @@ def busy_beside(port: int, seconds: float, *command: str) -> tuple[str, float]:
         words, _ = client.communicate()
     if client.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return words.strip(), after.busy_since(before)
+    return Beside(words.strip(), round(after.busy_since(before), 2), round(after.run_ms_since(before), 3))
 
 
 def output_of(*command: str, environment: Mapping[str, str] | None = None) -> str:

@@ -43,3 +43,4 @@ def test_a_fault_ends_the_measurement() -> None:
 def test_a_run_that_four_share_counts_once() -> None:
     before, after = Ran(10.0, 1.0, 100, 50), Ran(12.0, 5.0, 140, 60)
     assert after.busy_since(before) == pytest.approx(4.0 * 10 / 40 / 2.0)
+    assert after.run_ms_since(before) == pytest.approx(100.0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from aula.core.types import Float32
 from aula.models.ctc_beam import Alphabet, Beam, BeamOptions, WordScores, best_path
+from aula.models.ctc_language import Counted
 from aula.models.ngrams import WeightedSentences, estimate
 
 LETTERS = Alphabet(("", "a", "b", " "))
@@ -100,7 +101,7 @@ def test_a_course_decides_between_words_that_sound_alike() -> None:
     plain.feed(frames)
     assert plain.text() == "the moss"
     options = BeamOptions()
-    model = estimate([WeightedSentences([["the", "mass"], ["the", "force"]])])
+    model = Counted(estimate([WeightedSentences([["the", "mass"], ["the", "force"]])]))
     biased = Beam(PIECES, WordScores(model, options), options)
     biased.feed(frames)
     assert biased.text() == "the mass"
@@ -110,14 +111,14 @@ def test_a_course_word_in_pieces_is_not_lost_before_it_is_whole() -> None:
     """ "mas" is no word, but the beginning of one."""
     frames = _frames(PIECES, {"\u2581mas": 0.4, "\u2581moss": 0.5}, {"": 0.9}, {"s": 0.7, "": 0.2}, {"": 0.9})
     options = BeamOptions(width=2)
-    model = estimate([WeightedSentences([["mass"]] * 5 + [["force"]])])
+    model = Counted(estimate([WeightedSentences([["mass"]] * 5 + [["force"]])]))
     beam = Beam(PIECES, WordScores(model, options), options)
     beam.feed(frames)
     assert beam.text() == "mass"
 
 
 def test_what_the_course_does_not_know_is_heard_all_the_same() -> None:
-    model = estimate([WeightedSentences([["the", "mass"]])])
+    model = Counted(estimate([WeightedSentences([["the", "mass"]])]))
     beam = Beam(PIECES, WordScores(model, BeamOptions()))
     beam.feed(_frames(PIECES, {"\u2581the": 0.99}, {"": 0.99}, {"\u2581force": 0.9999}, {"": 0.99}))
     assert beam.text() == "the force"

@@ -1,8 +1,11 @@
 """Opening and closing the doors: addresses, keys, TLS, and turns that are finished."""
 
 import asyncio
+import gc
 import socket
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import websockets
 from aula.core.clock import FakeClock
 from aula.core.errors import SettingsError
 from aula.core.types import Context, Understanding
-from aula.servers import kserve
+from aula.runtime import Runtime
+from aula.servers import kserve, serving
 from aula.servers.house import House
 from aula.servers.notices import notify_systemd
-from aula.servers.serving import is_loopback, open_doors
+from aula.servers.serving import Address, is_loopback, open_doors
 from aula.servers.traffic import Traffic
 from tests.servers.certificates import certificate
 from tests.servers.doors import Models, served, small_house
@@ -107,6 +111,28 @@ async def test_not_ready_before_it_is_warm(tmp_path: Path) -> None:
             seen.append(await client.get(f"{address.http}/readyz"))
         assert [one.status_code for one in seen] == [503, 200, 200]
         assert seen[2].json()["capabilities"]["embed"]["rung"] == "tiny-embed"
+
+
+async def test_the_collector_passes_over_what_is_loaded_until_the_server_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = asyncio.Event()
+    spared: list[int] = []
+
+    def ready(_: Address) -> None:
+        spared.append(gc.get_freeze_count())
+        stop.set()
+
+    async with small_house(tmp_path) as (house, _):
+
+        @asynccontextmanager
+        async def opened(*_: Any, **__: Any) -> AsyncIterator[Runtime]:
+            yield house.runtime
+
+        monkeypatch.setattr(serving, "open_runtime", opened)
+        await serving.serve(house.settings, on_ready=ready, stop=stop)
+    assert spared[0] > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 class _Grpc:

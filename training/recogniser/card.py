@@ -51,11 +51,13 @@ Licence: Apache-2.0.
 {hours:.1f} hours: free synthesisers that read free texts, and people's speech: speechocean762's training speakers
 (Mandarin speakers' English, children and adults; CC BY 4.0), some speakers of the Free Spoken Digit Dataset (CC BY-SA
 4.0) and a LibriVox reader (public domain). {minutes:.1f} minutes on one GPU, {trained.get("step", "?")} steps.
+The search counts words and pairs of words as the same texts have them (language.npz), without any sentence of the
+speakers it was tuned on or is judged by.
 Sources, licences and commands: training/recogniser/README.md.
 
 ## What it gets wrong
-Word error rates of what ships (int8, beam search without a course) on clips that no part of the training heard; 0 is
-perfect, above 1 more is wrong than was said.
+Word error rates of what ships (int8, beam search with the counts of everyday English, without a course) on clips that
+no part of the training heard; 0 is perfect, above 1 more is wrong than was said.
 
 {_table(measured.shipped)}
 

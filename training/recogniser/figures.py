@@ -201,13 +201,14 @@ def read_question(seconds: int) -> Float32:
 
 def cost_apart(folder: Path, home: Path) -> Cost:
     """In a process that has done nothing else, on one core."""
-    environment = {"AULA_HOME": str(home), "AULA_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "training.recogniser.figures", str(folder), "--cost"],
-        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"the process that measures ended with {done.returncode}: {done.stderr[-2000:]}")
+    environment = os.environ | {"AULA_HOME": str(home), "AULA_THREADS": "1"}
+    command = [sys.executable, "-m", "training.recogniser.figures", str(folder), "--cost"]
+    # The first builds the engine for one thread, which takes memory of its own; the second opens it, as every later
+    # process does.
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the process that measures ended with {done.returncode}: {done.stderr[-2000:]}")
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 

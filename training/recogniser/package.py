@@ -1,6 +1,6 @@
 """A training's result as the folder that ships: matrices in int8 with a scale a row, the rest in float16.
 
-    python -m training.recogniser.package RESULT OUT --tokens tokens.json
+    python -m training.recogniser.package RESULT OUT --tokens tokens.json [--language language.npz]
 
 RESULT is what training leaves: weights-*.safetensors and config.json. Needs no PyTorch.
 """
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from aula.models.checkpoints import WEIGHTS, Checkpoint
 from aula.models.ctc_config import KIND, SCALE, TOKENS, CtcConfig, load_weights, read_alphabet
+from aula.models.ctc_language import LANGUAGE, read_language
 from aula.models.graph_writer import round_int8
 
 MOST_BYTES = 16_000_000
@@ -29,12 +30,13 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=Path, required=True)
+    parser.add_argument("--language", type=Path, help="what training.recogniser.language wrote")
     options = parser.parse_args()
-    checkpoint = package(options.result, options.out, options.tokens)
+    checkpoint = package(options.result, options.out, options.tokens, options.language)
     print(f"{checkpoint.weights_file}: {checkpoint.weights_file.stat().st_size / 1e6:.1f} MB")
 
 
-def package(result: Path, out: Path, tokens: Path, *, rounded: bool = True) -> Checkpoint:
+def package(result: Path, out: Path, tokens: Path, language: Path | None = None, *, rounded: bool = True) -> Checkpoint:
     """Write the folder and read it once. `rounded` False keeps float32, to compare with. Raises SystemExit for more
     than MOST_BYTES."""
     notes = json.loads((result / "config.json").read_text("utf-8"))
@@ -47,12 +49,15 @@ def package(result: Path, out: Path, tokens: Path, *, rounded: bool = True) -> C
     config = {"model_type": KIND, "model": model, "trained": trained}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     shutil.copyfile(tokens, out / TOKENS)
+    if language is not None:
+        shutil.copyfile(language, out / LANGUAGE)
     save_file(stored(weights) if rounded else _exactly(weights), out / WEIGHTS)
     (out / WEIGHTS).chmod(0o644)  # it is written for its owner alone
     checkpoint = Checkpoint(out)
     read = CtcConfig.from_checkpoint(checkpoint)
     load_weights(checkpoint, read)
     read_alphabet(checkpoint, read.units)
+    read_language(checkpoint)
     if rounded and checkpoint.weights_file.stat().st_size > MOST_BYTES:
         raise SystemExit(f"{checkpoint.weights_file} has more than {MOST_BYTES} bytes: train a smaller model")
     return checkpoint

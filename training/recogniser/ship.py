@@ -1,6 +1,6 @@
 """A training's result to the recogniser that ships, in one command: weights, confidence, engine, figures and card.
 
-    python -m training.recogniser.ship RESULT --tokens tokens.json --shared ../shared/data [--out FOLDER]
+    python -m training.recogniser.ship RESULT --tokens tokens.json --language language.npz --shared ../shared/data
 
 RESULT holds weights-*.safetensors, config.json and report.jsonl, as the training left them. OUT is the package's own
 folder unless another is named. Prints every figure of the issue beside what is wanted; exit code 1 where one is missed.
@@ -59,24 +59,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
     parser.add_argument("--tokens", type=Path, required=True)
+    parser.add_argument("--language", type=Path, help="what training.recogniser.language wrote")
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=PACKAGED)
     parser.add_argument("--questions", type=Path, help="shards of them, rather than voices here")
     parser.add_argument("--most", type=int, default=10**9, help="clips of each set, to try the command")
     options = parser.parse_args()
-    rows = ship(options.result, options.out, options.tokens, options.shared, options.questions, options.most)
+    rows = ship(
+        options.result, options.out, options.tokens, options.language, options.shared, options.questions, options.most
+    )
     print("\n".join(["| figure | got | wanted | |", "|---|---|---|---|", *map(str, rows)]))
     raise SystemExit(0 if all(row.reached for row in rows) else 1)
 
 
 def ship(
-    result: Path, out: Path, tokens: Path, shared: Path, asked_aloud: Path | None = None, most: int = 10**9
+    result: Path,
+    out: Path,
+    tokens: Path,
+    language: Path | None,
+    shared: Path,
+    asked_aloud: Path | None = None,
+    most: int = 10**9,
 ) -> list[Row]:
     settings = load_settings()
     with tempfile.TemporaryDirectory() as folder:
         # 1. The folder that ships, and the same in float32 to compare with.
-        exact = package(result, Path(folder) / "exact", tokens, rounded=False)
-        checkpoint = package(result, out, tokens)
+        exact = package(result, Path(folder) / "exact", tokens, language, rounded=False)
+        checkpoint = package(result, out, tokens, language)
         dev = list(figures.recorded(shared, "dev"))[:most]
         test = list(figures.recorded(shared, "test"))[:most]
         other = list(figures.other_sounds(shared, 60))[:most]

@@ -187,7 +187,7 @@ class Training:
         with self._autocast():
             said = self.model(mel, chunk)
         loss = heard = mixed_loss(said, batch)
-        if (share := schedule.guidance(self.step - self._warmed_from, self.options.guided_steps)) > 0:
+        if (share := schedule.guidance(self.step, self.options.guided_steps)) > 0:
             loss = (1 - share) * loss + share * guided_loss(said, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

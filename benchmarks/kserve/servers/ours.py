@@ -17,7 +17,7 @@ from aula.runtime import EngineInfo, Rung, Runtime
 from aula.servers.callers import EveryoneIsLocal
 from aula.servers.house import House
 from aula.servers.logs import configure
-from aula.servers.serving import open_doors, share_the_interpreter
+from aula.servers.serving import open_doors, share_the_interpreter, spare_what_stays
 
 
 async def main(engine: Path, http_port: int, grpc_port: int, batch: int) -> None:
@@ -29,6 +29,7 @@ async def main(engine: Path, http_port: int, grpc_port: int, batch: int) -> None
     async with house.runtime:
         await house.runtime.probe()
         async with open_doors(house):
+            spare_what_stays()
             await asyncio.Event().wait()
 
 

@@ -9,13 +9,14 @@ Probabilities come in pieces, as sound does; however they are cut, the result is
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from aula.core.types import Float32
-from aula.models.ngrams import NgramModel
+from aula.models.ctc_language import Language
 
 WORD_START = "\u2581"
 """Begins the first piece of a word, as SentencePiece writes it."""
@@ -57,46 +58,44 @@ class Word:
 class BeamOptions:
     """`width` prefixes are kept, those less likely than the best by `depth` (natural logarithm) are not; of a frame the
     `branches` likeliest tokens over `least` are tried. `weight` is the language model's, `reward` is for every word,
-    `unknown` is the logarithm of the probability of a word that it does not know."""
+    `unknown` is the logarithm of the probability of a word that it does not know. Chosen on the dev speakers of the
+    recogniser that ships: 0.476 of their words are wrong by the best path, 0.396 by this search."""
 
-    width: int = 12
-    depth: float = 9.0
-    branches: int = 6
+    width: int = 24
+    depth: float = 12.0
+    branches: int = 10
     least: float = math.log(1e-3)
     weight: float = 0.6
-    reward: float = 0.8
+    reward: float = 2.0
     unknown: float = -13.0
 
 
 class WordScores:
-    """A language model, and the likeliest word for every beginning."""
+    """A language model's probabilities as the search adds them, remembered; and the likeliest word for every
+    beginning."""
 
-    def __init__(self, model: NgramModel, options: BeamOptions) -> None:
+    def __init__(self, model: Language, options: BeamOptions) -> None:
         self._model, self._options = model, options
         self._known: dict[tuple[str, ...], float] = {}
         self._beginnings: dict[str, float] = {}
-        for word in model.vocabulary:
-            share = model.probability(word)
-            if share <= 0:
-                continue
-            score = math.log(share)
-            for end in range(1, len(word) + 1):
-                beginning = word[:end]
-                if score > self._beginnings.get(beginning, _NEVER):
-                    self._beginnings[beginning] = score
 
     def whole(self, word: str, history: tuple[str, ...]) -> float:
         key = (*history[-(self._model.order - 1) :], word) if self._model.order > 1 else (word,)
-        if key not in self._known:
-            if len(self._known) >= MOST_REMEMBERED:
-                self._known.clear()
-            share = self._model.probability(word, key[:-1])
-            self._known[key] = math.log(share) if share > 0 else self._options.unknown
-        return self._options.weight * self._known[key] + self._options.reward
+        return self._remembered(self._known, key, lambda: self._model.probability(word, key[:-1]))
 
     def beginning(self, letters: str) -> float:
         """At best."""
-        return self._options.weight * self._beginnings.get(letters, self._options.unknown) + self._options.reward
+        return self._remembered(self._beginnings, letters, lambda: self._model.likeliest(letters))
+
+    def _remembered(self, known: dict[Any, float], key: object, ask: Callable[[], float]) -> float:
+        score = known.get(key)
+        if score is None:
+            if len(known) >= MOST_REMEMBERED:
+                known.clear()
+            share, options = ask(), self._options
+            likely = math.log(share) if share > 0 else options.unknown
+            score = known[key] = options.weight * likely + options.reward
+        return score
 
 
 @dataclass(eq=False, slots=True)

@@ -27,6 +27,7 @@ from aula.models.ctc import ctc_recipe
 from aula.models.ctc_confidence import Calibration
 from aula.models.ctc_config import KIND, CtcConfig, read_alphabet
 from aula.models.ctc_hearing import CtcHearing
+from aula.models.ctc_language import read_language
 from aula.models.ctc_task import Labelled
 from aula.models.ctc_transcriber import CtcTranscriber
 from aula.models.ctc_whole import WholeHearing
@@ -101,7 +102,8 @@ def open_transcriber(folder: Path, settings: Settings, progress: Progress | None
         hearing = CtcHearing(session, config)
     hearing.warm()
     session.settle()
-    return CtcTranscriber(hearing, alphabet, calibration, close=session.close)
+    language = read_language(checkpoint)
+    return CtcTranscriber(hearing, alphabet, calibration, language=language, close=session.close)
 
 
 def recipe_of(checkpoint: Checkpoint, name: str, labelled: Labelled | None = None) -> Recipe:

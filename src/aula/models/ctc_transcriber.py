@@ -23,6 +23,7 @@ from aula.core.types import (
 from aula.models.ctc_beam import Alphabet, Beam, BeamOptions, Word, WordScores
 from aula.models.ctc_confidence import Calibration
 from aula.models.ctc_hearing import Hearing
+from aula.models.ctc_language import Counted, Language, Mixture
 from aula.models.ngrams import estimate
 from aula.models.questions import question_sets
 
@@ -45,12 +46,15 @@ class CtcTranscriber:
         alphabet: Alphabet,
         calibration: Calibration | None = None,
         *,
+        language: Language | None = None,
         options: BeamOptions | None = None,
         close: Callable[[], None] | None = None,
     ) -> None:
         self.hearing, self.alphabet, self.calibration = hearing, alphabet, calibration
         self.options = options or BeamOptions()
         self._close = close
+        self._language = language
+        self._anyway = WordScores(language, self.options) if language is not None else None
         self._courses: OrderedDict[str, WordScores] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -73,11 +77,14 @@ class CtcTranscriber:
 
     def _scores(self, request: TranscribeRequest) -> WordScores | None:
         if not request.vocabulary:
-            return None
+            return self._anyway
         key = request.vocabulary_key or str(hash(request.vocabulary))
         with self._lock:
             if key not in self._courses:
-                self._courses[key] = WordScores(estimate(question_sets(request.vocabulary)), self.options)
+                course: Language = Counted(estimate(question_sets(request.vocabulary)))
+                if self._language is not None:
+                    course = Mixture(course, self._language)
+                self._courses[key] = WordScores(course, self.options)
                 # Counting takes several times what is kept.
                 trim_heap()
             self._courses.move_to_end(key)
