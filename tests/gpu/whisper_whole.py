@@ -270,7 +270,7 @@ def timings(whole: Whole, repetitions: int = 30) -> dict[str, float]:
 
             told[f"{name}: {SECONDS} s question, window, {TOKENS} tokens"] = _median(final, repetitions)
             told[f"{name}: the same in the short context"] = _median(short, repetitions)
-            found = _median(lambda hearing=hearing: _heard(whole, hearing, sound), repetitions)  # type: ignore[misc]
+            found = _median(lambda hearing=hearing: _heard(whole, hearing, sound), repetitions)  # type: ignore
             told[f"{name}: window, language found too"] = found
             drafted = _median(
                 lambda final=final, text=text: final(draft=text.tokens),  # type: ignore[misc]

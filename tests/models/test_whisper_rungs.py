@@ -19,9 +19,11 @@ from aula.engine.build import BuildOptions, build
 from aula.engine.bundle import Bundle
 from aula.engine.store import Store
 from aula.models import whisper, whisper_engines, whisper_gpu, whisper_rungs
+from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_device import WhisperDevice, encoder_frames, open_device
 from aula.models.whisper_engines import find_device_bundle, serves_on
+from aula.models.whisper_stepper import cross_names
 from aula.runtime import open_hearing
 from tests.backends.fake_cuda import FakeCuda
 from tests.backends.fake_driver import FakeDriver
@@ -78,7 +80,7 @@ def card(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
             )
             for profile in ("step", "rows", "read")
         )
-        checkpoint = whisper.Checkpoint(home / "checkpoints" / "whisper-wide")
+        checkpoint = Checkpoint(home / "checkpoints" / "whisper-wide")
         encoders = [FakeEncoder(checkpoint, frames, gpu) for frames in encoder_frames(bundle, target)]
         return WhisperDevice(encoders, step, rows, read)
 
@@ -138,7 +140,7 @@ def test_engines_of_another_checkpoint_are_refused_with_the_command_that_builds(
 
 
 def test_what_the_builder_proved_is_what_serves(home: Path) -> None:
-    bundle = Store(home / "engines").open("whisper-wide")
+    bundle = find_device_bundle(Checkpoint(home / "checkpoints" / "whisper-wide"), settings(home), "sm90")
     assert serves_on(bundle, "sm90")
     assert not serves_on(bundle, "sm89")
     engine = bundle.engine("decoder", "sm90")
@@ -154,11 +156,11 @@ def test_greedy_steps_alone_are_no_rung(tmp_path: Path) -> None:
     recipe = whisper.whisper_model(checkpoint, "narrow", seeded=True).parts_for(True)["decoder"]
     assert {profile.name for profile in recipe.profiles} == {"step", "prompt", "window-step", "window-prompt"}
     config = WhisperConfig.from_checkpoint(checkpoint)
-    assert set(whisper_gpu.cross_names(config, whisper_gpu.FEW)) <= set(recipe.handed_over)
+    assert set(cross_names(config, whisper_gpu.FEW)) <= set(recipe.handed_over)
 
 
 def test_opening_asks_for_engines_that_are_on_a_gpu(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Store(home / "engines").open("whisper-wide")
+    bundle = find_device_bundle(Checkpoint(home / "checkpoints" / "whisper-wide"), settings(home), "sm90")
 
     class Elsewhere:
         closed = 0

@@ -36,6 +36,9 @@ READ = 4
 ROWS = 4
 """Utterances that one run serves."""
 STEP_PROFILE, ROWS_PROFILE, READ_PROFILE = "step", "rows", "read"
+SURE = 4.0
+"""Where all tokens are sure, the logarithms of their probabilities are next to nothing; their differences are then seen
+beside this, as they are beside the logarithm itself where tokens are not sure."""
 STATES = ("text", "position", "likely", "self_kv")
 CACHES = ("self_kv", "self_kv" + NEXT, "cross_k", "cross_v")
 
@@ -79,16 +82,14 @@ def reader_recipe(
         reference=lambda inputs: reader_reference(reference, inputs),
         profiles=profiles,
         limits={"slots": config.max_target_positions, "positions": config.max_source_positions},
-        states=tuple(
-            StatePair(state, state + NEXT, in_place=True) for state in ("text", "position", "likely", "self_kv")
-        ),
+        states=tuple(StatePair(state, state + NEXT, in_place=True) for state in STATES),
         unproven=(f"text{NEXT}", "next"),  # where two tokens are equally likely, another choice is no error
         seeded=seeded,
         licences=licences,
         half_tolerance=5e-2,
         low_borders=CACHES,
         handed_over=("cross_k", "cross_v", "logits"),
-        least_scales={f"likely{NEXT}": 1.0, "logprob": 1.0},  # natural logarithms of probabilities
+        least_scales={f"likely{NEXT}": SURE, "logprob": SURE},
         rows="rows",
         spelling="reader" + hashlib.sha256(source(DECODER).encode()).hexdigest(),
         program=program,
