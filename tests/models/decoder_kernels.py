@@ -15,7 +15,7 @@ from tests.backends.fake_driver import Kernel, Memory
 
 Values = tuple[int, ...]
 Grid = tuple[int, int, int]
-_BEST = np.dtype([("highest", "<f4"), ("index", "<i4"), ("sum", "<f4")])
+BEST = np.dtype([("highest", "<f4"), ("index", "<i4"), ("sum", "<f4")])
 _erf = np.vectorize(erf)
 
 
@@ -91,14 +91,14 @@ def _end(
         position, prompt = memory(values[5], "i4", lines), memory(values[6], "i4", lines)
         rules = memory(values[7], "f4", 2, out).astype("f8")
         logits = last @ matrix.T + rules[np.where(position + count == prompt, 0, 1)]
-        _best_of_parts(memory(values[8], _BEST, lines, parts), logits, part)
+        _best_of_parts(memory(values[8], BEST, lines, parts), logits, part)
         return
     if then == "ANSWER":
         rule = memory(values[9], "i4", lines)
         rules = memory(values[7], "f4", int(rule.max()) + 1, out).astype("f8")
         sums = given @ matrix.T
         memory(values[10], "f4", lines, out)[...] = sums + rules[0]
-        _best_of_parts(memory(values[8], _BEST, lines, parts), sums + rules[rule], part)
+        _best_of_parts(memory(values[8], BEST, lines, parts), sums + rules[rule], part)
         return
     if then == "ADD" and pieces is not None:
         made, share = memory(values[3], "f4", pieces, lines, out), taken // pieces
@@ -164,7 +164,7 @@ def _add_and_norm(memory: Memory, numbers: list[str], values: Values, grid: Grid
 def _choose(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
     count, slots, parts, _warps = map(int, numbers)
     rows = grid[0]
-    best, prompt = memory(values[0], _BEST, rows, parts), memory(values[1], "i4", rows)
+    best, prompt = memory(values[0], BEST, rows, parts), memory(values[1], "i4", rows)
     text, position = memory(values[2], "i4", rows, slots), memory(values[3], "i4", rows)
     likely = memory(values[4], "f4", rows, slots)
     for row in range(rows):
@@ -182,7 +182,7 @@ def _choose(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> N
 def _reply(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
     count, slots, parts, _warps, tokens = map(int, numbers)
     lines, rows = grid[0], grid[0] // count
-    best = memory(values[0], _BEST, lines, parts)
+    best = memory(values[0], BEST, lines, parts)
     text, position = memory(values[1], "i4", rows, slots), memory(values[2], "i4", rows)
     likely = memory(values[3], "f4", rows, slots)
     following, logprob = memory(values[4], "i4", lines), memory(values[5], "f4", lines)
