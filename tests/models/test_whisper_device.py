@@ -243,6 +243,18 @@ def test_a_device_that_fails_fails_whoever_waits_and_no_more(
     assert rows.language(heard, START)[0] in range(START + 1, START + 100)
 
 
+def test_a_row_that_began_in_another_process_does_not_go_on(
+    lost: tuple[WhisperDevice, FakeCuda, DeviceEngine],
+) -> None:
+    """Its caches are empty here, and what it would say is made up."""
+    device, _, engine = lost
+    rows, text = engine.rows(), Text(engine._config, PROMPT, -1, limit=8)
+    rows.join(engine.listen(noise(0, FRAMES[0])), text)
+    device._hears.clear()
+    with pytest.raises(EngineError, match=r"rows \[0\] hear nothing here"):
+        rows.step()
+
+
 def open_in_child(folder: str) -> WhisperDevice:
     from aula.models.checkpoints import Checkpoint
 

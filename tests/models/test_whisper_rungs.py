@@ -11,7 +11,7 @@ from aula.backends.cuda import Cuda
 from aula.backends.gpus import Gpu
 from aula.backends.kernel_session import KernelSession
 from aula.backends.session import SessionOptions
-from aula.core.errors import BundleError
+from aula.core.errors import BundleError, DeviceLostError
 from aula.core.settings import Settings
 from aula.core.types import Capability, Context, TranscribeRequest
 from aula.engine import gpu_proof
@@ -24,7 +24,7 @@ from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_device import WhisperDevice, encoder_frames, open_device
 from aula.models.whisper_engines import find_device_bundle, serves_on
 from aula.models.whisper_stepper import cross_names
-from aula.runtime import open_hearing
+from aula.runtime import Runtime, open_hearing
 from tests.backends.fake_cuda import FakeCuda
 from tests.backends.fake_driver import FakeDriver
 from tests.engine.fake_gpu import FakeDeviceSession, fake_workshop
@@ -65,12 +65,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """The store's kernels and a fake encoder, on a fake H100."""
+def card(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[FakeCuda]:
+    """The store's kernels and a fake encoder, on a fake H100: those that were opened."""
+    cards: list[FakeCuda] = []
 
     def opened(bundle: Bundle, target: str, _device: int) -> WhisperDevice:
         gpu = FakeCuda()
         gpu.capability = (9, 0)
+        cards.append(gpu)
         step, rows, read = (
             KernelSession(
                 bundle.model_file("decoder", target, profile),
@@ -86,6 +88,7 @@ def card(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
     monkeypatch.setattr(whisper_rungs, "list_gpus", lambda: (CARD,))
     monkeypatch.setattr(whisper_engines, "open_device", opened)
+    return cards
 
 
 def settings(home: Path, **more: str) -> Settings:
@@ -104,7 +107,7 @@ async def _heard(home: Path, prefer: str = "") -> tuple[str, str]:
         return outcome.rung, transcript.text
 
 
-async def test_the_gpu_hears_first_and_the_processor_below_it_the_same(home: Path, card: None) -> None:
+async def test_the_gpu_hears_first_and_the_processor_below_it_the_same(home: Path, card: list[FakeCuda]) -> None:
     assert [rung.info.name for rung in whisper_rungs.whisper_rungs(settings(home), None, _quiet)] == [
         "whisper-wide@gpu0",
         "whisper-wide",
@@ -114,18 +117,38 @@ async def test_the_gpu_hears_first_and_the_processor_below_it_the_same(home: Pat
     assert best[1] == lower[1] != ""
 
 
+async def test_a_gpu_that_is_lost_fails_who_is_on_it_and_the_processor_hears_the_next(
+    home: Path, card: list[FakeCuda]
+) -> None:
+    async def heard(runtime: Runtime) -> tuple[str, str]:
+        outcome = await runtime.submit(Capability.TRANSCRIBE, TranscribeRequest(partials=False), Context("en"))
+        try:
+            await outcome.value.feed(sound(2, 1.0))
+            return outcome.rung, (await outcome.value.commit()).text
+        finally:
+            await outcome.value.close()
+
+    async with open_hearing(settings(home), last_resort=False) as runtime:
+        rung, text = await heard(runtime)
+        assert rung == "whisper-wide@gpu0"
+        card[-1].lost = 700
+        with pytest.raises(DeviceLostError, match="GPU 0 is lost"):
+            await heard(runtime)
+        assert await heard(runtime) == ("whisper-wide", text)
+
+
 def _quiet(_what: str, _share: float) -> None:
     """Nobody is told."""
 
 
-def test_a_rung_on_a_gpu_says_where_it_lies_and_what_it_needs(home: Path, card: None) -> None:
+def test_a_rung_on_a_gpu_says_where_it_lies_and_what_it_needs(home: Path, card: list[FakeCuda]) -> None:
     first = next(iter(whisper_rungs.whisper_rungs(settings(home), None, _quiet)))
     assert (first.device, first.worker, first.info.note[-10:]) == ("gpu0", "transcribe@gpu0", ", on a GPU")
     assert first.needs is not None
     assert first.needs() > 3 * 2 * 51_865 * 128, "three programs, each with its vocabulary"
 
 
-def test_no_engine_no_rung(home: Path, card: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_no_rung(home: Path, card: list[FakeCuda], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide_checkpoint(tmp_path / "checkpoints" / "whisper-wide")
     assert [rung.device for rung in whisper_rungs.whisper_rungs(settings(tmp_path), None, _quiet)] == ["host"]
     monkeypatch.setattr(whisper_rungs, "list_gpus", lambda: (replace(CARD, capability="8.9"),))

@@ -54,7 +54,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> whisper_whole.Whol
 
     monkeypatch.setattr(gpu_proof, "TIMED_RUNS", 2)
     monkeypatch.setattr(gpu_proof, "WARM_RUNS", 1)
-    monkeypatch.setattr(whisper_whole.Cuda, "open", card)
+    monkeypatch.setattr(Cuda, "open", card)
     monkeypatch.setattr(whisper_whole, "build", partial(build, make_workshop=workshop))
     monkeypatch.setattr(whisper_engines, "open_device", opened)
     return whisper_whole.Whole(tmp_path, RAW, level=1, threads=1)

@@ -188,6 +188,10 @@ class WhisperDevice(Session):
         }
 
     def _go(self, lines: NDArray[np.int32], count: int) -> dict[str, NDArray[np.generic]]:
+        new = sorted({int(row) for row in lines[:, 0]} - self._hears.keys())
+        if new:
+            # The process may be another than the one in which they began.
+            raise EngineError(f"rows {new} hear nothing here", next_step="listen to their sounds, and begin anew")
         places = lines[:, 2]
         # Other rows read what lies at their beginning, and nobody looks at what they say.
         self._position.array[:] = 0
