@@ -167,6 +167,10 @@ def test_what_the_builder_proved_is_what_serves(home: Path) -> None:
     assert serves_on(bundle, "sm90")
     assert not serves_on(bundle, "sm89")
     engine = bundle.engine("decoder", "sm90")
+    decoder = bundle.manifest.parts["decoder"]
+    by_tensorrt = replace(decoder, engines={"sm90": replace(engine, backend="tensorrt")})
+    manifest = replace(bundle.manifest, parts={**bundle.manifest.parts, "decoder": by_tensorrt})
+    assert not serves_on(replace(bundle, manifest=manifest), "sm90")
     assert (engine.backend, engine.precision, set(engine.plans)) == ("kernels", "fp16", {"step", "rows", "read"})
     assert engine.chosen.relative_error is not None
     assert engine.chosen.relative_error < 5e-2

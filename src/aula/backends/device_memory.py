@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from aula.backends.cuda import Cuda, Pinned
 from aula.backends.device_tensor import DeviceTensor, Shape, byte_count, numpy_dtype
-from aula.core.errors import DeviceLostError
+from aula.core.errors import BackendError, DeviceLostError
 
 
 class DeviceMemory:
@@ -41,6 +41,12 @@ class DeviceMemory:
 
     def copy(self, target: DeviceTensor, source: DeviceTensor) -> None:
         """Of one shape, or with fewer of the last axis but one in the source: the others stay as they are."""
+        fits = source.dtype == target.dtype and source.shape[-1] == target.shape[-1]
+        if not fits or source.bytes > target.bytes or source.shape[-2] > target.shape[-2]:
+            raise BackendError(
+                f"{source.dtype}{list(source.shape)} does not fit into {target.dtype}{list(target.shape)}",
+                next_step="build both engines anew, for the same sizes: aula build MODEL --target ...",
+            )
         row = byte_count(source.shape[-1:], source.dtype)
         width, apart = row * source.shape[-2], row * target.shape[-2]
         lines = int(np.prod(source.shape[:-2], dtype=np.int64))

@@ -50,14 +50,15 @@ def find_device_bundle(checkpoint: Checkpoint, settings: Settings, target: str) 
 
 
 def serves_on(bundle: Bundle, target: str) -> bool:
-    """Whether it has all that a GPU of that kind needs to hear: an encoder, and a decoder that is a reader."""
+    """Whether it has all that a GPU of that kind needs to hear: an encoder, and a decoder that is a reader of our own
+    kernels. Where these failed their gate, TensorRT's fp32 is there, whose caches the encoder's fp16 does not fit."""
     parts = bundle.manifest.parts
     if bundle.manifest.seeded or not {"encoder", "decoder"} <= parts.keys():
         return False
     if not all(target in parts[part].engines for part in ("encoder", "decoder")):
         return False
     engine = bundle.engine("decoder", target)
-    reads = {"text", "position", "rule", "heard"} <= set(engine.inputs)
+    reads = engine.backend == "kernels" and {"text", "position", "rule", "heard"} <= set(engine.inputs)
     return reads and {STEP_PROFILE, ROWS_PROFILE, READ_PROFILE} <= set(engine.profiles)
 
 

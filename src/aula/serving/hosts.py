@@ -43,8 +43,8 @@ class Hosts:
 
 
 def is_gone(error: Exception | None) -> bool:
-    """Whoever can ask elsewhere does, at once. A process comes back by itself, also one that was ended since its GPU was
-    lost, and nobody loads anything anew; a GPU that this very process lost comes back with it alone."""
+    """Whoever can ask elsewhere does, at once. A process comes back by itself, also one that was ended since its GPU
+    was lost, and nobody loads anything anew; a GPU that this very process lost comes back with it alone."""
     return isinstance(error, (ProcessAwayError, ProcessLostError, DeviceLostError))
 
 
