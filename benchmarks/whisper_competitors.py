@@ -134,10 +134,12 @@ class Live(Aula):
         from aula.core.clock import SystemClock
         from aula.models.whisper_contexts import BUCKETS, Contexts
         from aula.models.whisper_passes import WhisperPasses
+        from aula.models.whisper_rows import HostEngine
 
         self.count_of, self.paused, self.clock = streams, paused, SystemClock()
         self.contexts = Contexts.of(self.config, 1.0, {bucket: max(bucket, context) for bucket in BUCKETS})
-        self.passes = WhisperPasses(self.config, *self.sessions, self.clock, most=max(1, streams))
+        engine = HostEngine(self.config, *self.sessions, most=max(1, streams))
+        self.passes = WhisperPasses(self.config, engine, self.clock)
 
     def rewind(self) -> None:
         from aula.models.whisper_hearing import HearingOptions, WhisperHearing

@@ -10,6 +10,7 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -223,6 +224,21 @@ class FakeCuda:
             self.submit(stream, lambda: _move(target, source, count))
 
         return self._done("cudaMemcpyAsync", work)
+
+    def cudaMemcpy2DAsync(
+        self, target: int, apart: int, source: int, pitch: int, width: int, lines: int, kind: Any, stream: int
+    ) -> Any:
+        assert kind == cudaMemcpyKind.cudaMemcpyDeviceToDevice
+
+        def work() -> None:
+            _must(stream in self.streams, 400)
+            _must(width <= apart and width <= pitch, 1)
+            self.find(source, pitch * (lines - 1) + width)
+            self.find(target, apart * (lines - 1) + width)
+            for line in range(lines):
+                self.submit(stream, partial(_move, target + line * apart, source + line * pitch, width))
+
+        return self._done("cudaMemcpy2DAsync", work)
 
     def cudaMemsetAsync(self, target: int, byte: int, count: int, stream: int) -> Any:
         def work() -> None:

@@ -15,7 +15,7 @@ from tests.backends.fake_driver import Kernel, Memory
 
 Values = tuple[int, ...]
 Grid = tuple[int, int, int]
-_BEST = np.dtype([("highest", "<f4"), ("index", "<i4"), ("sum", "<f4")])
+BEST = np.dtype([("highest", "<f4"), ("index", "<i4"), ("sum", "<f4")])
 _erf = np.vectorize(erf)
 
 
@@ -39,7 +39,7 @@ def _normal(x: NDArray[Any]) -> NDArray[Any]:
 
 def _walk(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
     lines, out, taken, columns, split, warps = map(int, numbers[:6])
-    norm, then, (heads, size, slots, count) = numbers[6] == "true", numbers[7], map(int, numbers[8:])
+    norm, then, (heads, size, slots, count, apart) = numbers[6] == "true", numbers[7], map(int, numbers[8:])
     share = taken // split
     assert share % (256 if share % 256 == 0 else 128) == 0, "a warp reads whole chunks"
     assert grid[0] * (warps // split) * columns >= out, "every output has a warp"
@@ -47,12 +47,21 @@ def _walk(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> Non
     given_lines = lines * count if then == "CHOOSE" else lines
     given = memory(values[2], "f4" if norm else "f2", given_lines, taken).astype("f8")
     given = _normal(given) if norm else given
-    _end(memory, then, given, (lines, out, taken, heads, size, slots, count), values, warps * columns, grid[0], None)
+    _end(
+        memory,
+        then,
+        given,
+        (lines, out, taken, heads, size, slots, count, apart),
+        values,
+        warps * columns,
+        grid[0],
+        None,
+    )
 
 
 def _tile(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
     lines, out, taken, tall, wide, down, across, _stages, pieces = map(int, numbers[:9])
-    then, (heads, size, slots, count) = numbers[9], map(int, numbers[10:])
+    then, (heads, size, slots, count, apart) = numbers[9], map(int, numbers[10:])
     assert taken // pieces % 64 == 0
     assert tall % (16 * down) == 0
     assert wide % (8 * across) == 0
@@ -60,7 +69,7 @@ def _tile(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> Non
     assert grid[1] * wide >= out
     assert grid[2] == pieces
     given = memory(values[2], "f2", lines * count if then == "CHOOSE" else lines, taken).astype("f8")
-    _end(memory, then, given, (lines, out, taken, heads, size, slots, count), values, wide, grid[1], pieces)
+    _end(memory, then, given, (lines, out, taken, heads, size, slots, count, apart), values, wide, grid[1], pieces)
 
 
 def _end(
@@ -73,7 +82,7 @@ def _end(
     parts: int,
     pieces: int | None,
 ) -> None:
-    lines, out, taken, heads, size, slots, count = sizes
+    lines, out, taken, heads, size, slots, count, apart = sizes
     matrix = memory(values[0], "f2", out, taken).astype("f8")
     hidden = heads * size
     shift = memory(values[1], "f4", out).astype("f8") if values[1] else np.zeros(out)
@@ -82,12 +91,14 @@ def _end(
         position, prompt = memory(values[5], "i4", lines), memory(values[6], "i4", lines)
         rules = memory(values[7], "f4", 2, out).astype("f8")
         logits = last @ matrix.T + rules[np.where(position + count == prompt, 0, 1)]
-        best = memory(values[8], _BEST, lines, parts)
-        for place in range(parts):
-            some = logits[:, place * part : (place + 1) * part]
-            best["highest"][:, place] = some.max(axis=1)
-            best["index"][:, place] = some.argmax(axis=1) + place * part
-            best["sum"][:, place] = np.exp(some - some.max(axis=1, keepdims=True)).sum(axis=1)
+        _best_of_parts(memory(values[8], BEST, lines, parts), logits, part)
+        return
+    if then == "ANSWER":
+        rule = memory(values[9], "i4", lines)
+        rules = memory(values[7], "f4", int(rule.max()) + 1, out).astype("f8")
+        sums = given @ matrix.T
+        memory(values[10], "f4", lines, out)[...] = sums + rules[0]
+        _best_of_parts(memory(values[8], BEST, lines, parts), sums + rules[rule], part)
         return
     if then == "ADD" and pieces is not None:
         made, share = memory(values[3], "f4", pieces, lines, out), taken // pieces
@@ -106,11 +117,22 @@ def _end(
         assert then == "TO_CACHE"
         memory(values[3], "f2", lines, hidden)[...] = sums[:, :hidden]
         rows = lines // count
-        cache, position = memory(values[4], "f2", rows, 2 * heads, slots, size), memory(values[5], "i4", rows)
+        position = memory(values[5], "i4", rows)
         for line in range(lines):
-            slot = int(position[line // count]) + line % count
+            row = line // count
+            slot = int(position[row]) + line % count
             if slot < slots:
-                cache[line // count, :, slot] = sums[line, hidden:].reshape(2 * heads, size)
+                cache = memory(values[4] + row * apart * 4 * hidden * slots, "f2", 2 * heads, slots, size)
+                cache[:, slot] = sums[line, hidden:].reshape(2 * heads, size)
+
+
+def _best_of_parts(best: NDArray[Any], logits: NDArray[Any], part: int) -> None:
+    begins = np.arange(0, logits.shape[1], part)
+    best["highest"] = np.maximum.reduceat(logits, begins, axis=1)
+    lifted = np.repeat(best["highest"].astype("f8"), np.diff([*begins, logits.shape[1]]), axis=1)
+    best["sum"] = np.add.reduceat(np.exp(logits - lifted), begins, axis=1)
+    for line, row in enumerate(logits):
+        best["index"][line] = [begin + row[begin : begin + part].argmax() for begin in begins]
 
 
 def _attend(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
@@ -142,7 +164,7 @@ def _add_and_norm(memory: Memory, numbers: list[str], values: Values, grid: Grid
 def _choose(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
     count, slots, parts, _warps = map(int, numbers)
     rows = grid[0]
-    best, prompt = memory(values[0], _BEST, rows, parts), memory(values[1], "i4", rows)
+    best, prompt = memory(values[0], BEST, rows, parts), memory(values[1], "i4", rows)
     text, position = memory(values[2], "i4", rows, slots), memory(values[3], "i4", rows)
     likely = memory(values[4], "f4", rows, slots)
     for row in range(rows):
@@ -157,6 +179,26 @@ def _choose(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> N
         position[row] = min(behind, slots - 1)
 
 
+def _reply(memory: Memory, numbers: list[str], values: Values, grid: Grid) -> None:
+    count, slots, parts, _warps, tokens = map(int, numbers)
+    lines, rows = grid[0], grid[0] // count
+    best = memory(values[0], BEST, lines, parts)
+    text, position = memory(values[1], "i4", rows, slots), memory(values[2], "i4", rows)
+    likely = memory(values[3], "f4", rows, slots)
+    following, logprob = memory(values[4], "i4", lines), memory(values[5], "f4", lines)
+    for line in range(lines):
+        highest = best["highest"][line].max()
+        index = int(best["index"][line][best["highest"][line] == highest].min())
+        assert index < tokens
+        total = (best["sum"][line] * np.exp(best["highest"][line] - highest)).sum()
+        following[line], logprob[line] = index, -np.log(total)
+    for row in range(rows):
+        behind, last = int(position[row]) + count, row * count + count - 1
+        if behind < slots:
+            text[row, behind], likely[row, behind] = following[last], logprob[last]
+        position[row] = min(behind, slots - 1)
+
+
 KERNELS: Mapping[str, Kernel] = {
     "EMBED": _embed,
     "WALK": _walk,
@@ -164,4 +206,5 @@ KERNELS: Mapping[str, Kernel] = {
     "ATTEND": _attend,
     "NORM": _add_and_norm,
     "CHOICE": _choose,
+    "REPLY": _reply,
 }

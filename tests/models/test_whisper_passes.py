@@ -18,6 +18,7 @@ from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
 from aula.models.whisper_passes import HANDICAP, Listen, WhisperPasses
+from aula.models.whisper_rows import HostEngine
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_tokenizer import WhisperTokenizer
 from tests.models.whisper_thin_model import sessions_of, sound, thin_checkpoint
@@ -59,7 +60,7 @@ class Model:
         tokenizer = WhisperTokenizer.open(checkpoint, config)
         once = HearingOptions(temperatures=(0.0, 0.4))
         self.hearing = WhisperHearing(config, decoding, tokenizer, Contexts.of(config, 0.5), once)
-        self.passes = WhisperPasses(config, self.encoder, self.decoder, self.clock, most=4)
+        self.passes = WhisperPasses(config, HostEngine(config, self.encoder, self.decoder, most=4), self.clock)
         self.told: dict[Any, list[Any]] = {}
         self.took: dict[Any, float] = {}
 

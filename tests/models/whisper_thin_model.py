@@ -77,13 +77,13 @@ def insist_on(checkpoint: Checkpoint, tokens: dict[int, float]) -> None:
         leftover.unlink()
 
 
-def make_sure(checkpoint: Checkpoint) -> None:
-    """What it writes becomes far likelier than the rest, so that no text is suspect."""
+def make_sure(checkpoint: Checkpoint, times: float = 8.0) -> None:
+    """What it writes becomes far likelier than the rest, so that no text is suspect; by less than 1, all are."""
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(checkpoint.weights_file)
     for name in ("model.decoder.layer_norm.weight", "model.decoder.layer_norm.bias"):
-        tensors[name] *= 8
+        tensors[name] *= times
     save_file(tensors, checkpoint.weights_file, metadata={"format": "pt"})
 
 

@@ -131,6 +131,11 @@ class Cuda:
     def copy(self, target: int, source: int, count: int, stream: int) -> None:
         self.call("cudaMemcpyAsync", target, source, count, self._kind(_DEVICE_TO_DEVICE), stream)
 
+    def copy_lines(self, target: int, apart: int, source: int, width: int, lines: int, stream: int) -> None:
+        """`lines` pieces of `width` bytes that lie one behind the other, to where they begin `apart` bytes apart."""
+        kind = self._kind(_DEVICE_TO_DEVICE)
+        self.call("cudaMemcpy2DAsync", target, apart, source, width, width, lines, kind, stream)
+
     def clear(self, target: int, count: int, stream: int) -> None:
         self.call("cudaMemsetAsync", target, 0, count, stream)
 

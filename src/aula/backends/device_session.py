@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aula.backends.cuda import Cuda, Pinned
+from aula.backends.device_memory import DeviceMemory
 from aula.backends.device_tensor import DeviceTensor, Shape, byte_count, numpy_dtype
 from aula.backends.session import Session, SessionOptions, Tensors
 from aula.core.errors import BackendError, DeviceLostError
@@ -111,6 +112,12 @@ class DeviceSession(Session):
             )
         return self._memory(pair.input if pair else name)
 
+    def shape_of(self, name: str) -> Shape:
+        """The greatest shape of an input, an output or a state."""
+        self._enter()
+        self._check_name(name)
+        return self._greatest[name]
+
     def attach(self, name: str, tensor: DeviceTensor) -> None:
         """Read an input, write an output or keep a state at memory that another session owns. From then on the tensor
         belongs to no run: the caller neither gives nor gets it. A state is attached by its input's name, and must be
@@ -150,6 +157,11 @@ class DeviceSession(Session):
         self._cuda.synchronise(self._stream)
         self._forget_graphs()
         self._stream = other._stream
+
+    def memory_beside(self) -> DeviceMemory:
+        """Memory on this GPU, whose copies happen on this session's stream; to be closed before the session is."""
+        self._enter()
+        return DeviceMemory(self._cuda, self._stream)
 
     def enqueue(self, tensors: Tensors) -> None:
         """Start a run and do not wait for it; runs on one stream happen one after the other. Raises as `run` does."""

@@ -22,22 +22,13 @@ def classroom_rungs(settings: Settings, clock: Clock | None, report: Progress) -
 
 
 def hearing_rungs(settings: Settings, clock: Clock | None, report: Progress, last_resort: bool = True) -> list[Rung]:
-    """Every Whisper at hand, the best first; this project's own recogniser, where it is; and PocketSphinx.
+    """Every Whisper at hand, the best first, GPUs before the processor; our recogniser, where it is; PocketSphinx.
 
     Without `last_resort` Whisper alone: somebody asked for it by name, or needs its times.
     """
-    from aula.models import ctc_rung, sphinx, whisper_transcriber
-    from aula.models.whisper import MOST_ROWS
+    from aula.models import ctc_rung, sphinx, whisper_rungs
 
-    def whisper(place: whisper_transcriber.Place) -> Rung:
-        return Rung(
-            place.info,
-            "transcribe",
-            lambda: whisper_transcriber.WhisperTranscriber.open(place, settings, report, clock),
-            at_once=MOST_ROWS,
-        )
-
-    whispers = [whisper(place) for place in whisper_transcriber.find_places(settings)]
+    whispers = list(whisper_rungs.whisper_rungs(settings, clock, report))
     if not last_resort:
         return whispers
     folder = ctc_rung.find_folder(settings)

@@ -18,7 +18,7 @@ import numpy as np
 from aula.core.errors import ModelNotFoundError
 from aula.core.types import Licence
 from aula.engine.recipe import Arrays, Calibration, ContextProof, Model, Profile, Recipe, Size, Task
-from aula.models import whisper_gpu, whisper_task
+from aula.models import whisper_gpu, whisper_reader, whisper_task
 from aula.models.checkpoints import Checkpoint
 from aula.models.whisper_clips import read_clips, read_sounds
 from aula.models.whisper_config import WhisperConfig, load_weights
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LICENCES = (Licence("Whisper", "MIT", "weights by OpenAI; the copies on the Hugging Face hub say Apache-2.0"),)
 QUESTION_POSITIONS = 250
 """Five seconds: 50 positions of the encoder a second."""
+
+SHORT_POSITIONS = 300
+"""Six seconds: a question of five and a second of silence (`whisper_contexts`), on a GPU."""
 
 QUESTION_SLOTS = 64
 """Tokens of a prompt and a question; the slots grow where a text is longer."""
@@ -88,33 +91,7 @@ def whisper_model(
         seeded=seeded,
     )
     decoder = decoder_recipe(checkpoint, f"{name}-decoder", task=evaluations.get("decoder"), seeded=seeded)
-    positions, slots = (
-        min(QUESTION_POSITIONS, config.max_source_positions),
-        min(QUESTION_SLOTS, config.max_target_positions),
-    )
-    window = config.max_source_positions
-    form = whisper_gpu.MANY if kernels_serve(config) else whisper_gpu.FEW
-    listens = whisper_gpu.listening
-    steps = whisper_gpu.stepping
-    gpu_parts = {
-        "encoder": replace(
-            whisper_gpu.listener_recipe(encoder, checkpoint, form),
-            profiles=(listens("question", 1, positions), listens("window", 1, window)),
-        ),
-        "decoder": whisper_gpu.stepper_recipe(
-            checkpoint,
-            f"{name}-decoder",
-            form,
-            (
-                steps("step", 1, positions, slots),
-                steps("prompt", 1, positions, slots),
-                steps("window-step", 1, window, slots),
-                steps("window-prompt", 1, window, slots),
-            ),
-            LICENCES,
-            seeded=seeded,
-        ),
-    }
+    gpu_parts = _served_on_gpu if kernels_serve(config) else _stepping_on_gpu
 
     def prove_contexts(bundle: "Bundle", margin: float) -> ContextProof:
         from aula.models.whisper_proof import prove
@@ -124,7 +101,43 @@ def whisper_model(
 
     parts = {"encoder": encoder, "decoder": decoder}
     proving = prove_contexts if labelled is not None and not seeded else None
-    return Model(name, parts, gpu_parts=gpu_parts, prove_contexts=proving)
+    chosen = gpu_parts(checkpoint, config, name, encoder, seeded)
+    return Model(name, parts, gpu_parts=chosen, prove_contexts=proving)
+
+
+def _served_on_gpu(
+    checkpoint: Checkpoint, config: WhisperConfig, name: str, encoder: Recipe, seeded: bool
+) -> dict[str, Recipe]:
+    """What the rung on a GPU is made of: six seconds or the whole window, and a decoder that is a reader."""
+    window, short = config.max_source_positions, min(SHORT_POSITIONS, config.max_source_positions)
+    listener = whisper_gpu.listener_recipe(encoder, checkpoint, whisper_gpu.MANY)
+    listens = whisper_gpu.listening
+    profiles = whisper_reader.reader_profiles(config.max_target_positions, window)
+    return {
+        "encoder": replace(listener, profiles=(listens("question", 1, short), listens("window", 1, window))),
+        "decoder": whisper_reader.reader_recipe(checkpoint, f"{name}-decoder", profiles, LICENCES, seeded=seeded),
+    }
+
+
+def _stepping_on_gpu(
+    checkpoint: Checkpoint, config: WhisperConfig, name: str, encoder: Recipe, seeded: bool
+) -> dict[str, Recipe]:
+    """For architectures that our own kernels do not serve: greedy steps by TensorRT alone, which no rung uses."""
+    window, slots = config.max_source_positions, min(QUESTION_SLOTS, config.max_target_positions)
+    positions = min(QUESTION_POSITIONS, window)
+    form, listens, steps = whisper_gpu.FEW, whisper_gpu.listening, whisper_gpu.stepping
+    listener = whisper_gpu.listener_recipe(encoder, checkpoint, form)
+    profiles = (
+        steps("step", 1, positions, slots),
+        steps("prompt", 1, positions, slots),
+        steps("window-step", 1, window, slots),
+        steps("window-prompt", 1, window, slots),
+    )
+    stepper = whisper_gpu.stepper_recipe(checkpoint, f"{name}-decoder", form, profiles, LICENCES, seeded=seeded)
+    return {
+        "encoder": replace(listener, profiles=(listens("question", 1, positions), listens("window", 1, window))),
+        "decoder": stepper,
+    }
 
 
 def encoder_recipe(

@@ -22,11 +22,14 @@ FRAMES_A_SECOND = SPEECH_RATE // HOP
 @dataclass(frozen=True, slots=True)
 class Contexts:
     """`window` frames are the model's most; a sound needs room for itself and `margin` seconds of silence. `safe` is
-    the proven context of each of BUCKETS that has one, in seconds."""
+    the proven context of each of BUCKETS that has one, in seconds. `offered` are the frames that there are engines for,
+    the fewest first; none means all. A hypothesis takes the next that there is; a text that counts takes the very
+    context that was proven, or the window."""
 
     window: int
     margin: float
     safe: Mapping[float, float] = field(default_factory=dict)
+    offered: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: WhisperConfig, margin: float, safe: Mapping[float, float] | None = None) -> "Contexts":
@@ -51,14 +54,19 @@ class Contexts:
         return next((one for one in BUCKETS if needed <= one and self.frames(one) < self.window), None)
 
     def frames(self, seconds: float) -> int:
-        return min(round(seconds * FRAMES_A_SECOND), self.window)
+        wanted = self._exactly(seconds)
+        return next((one for one in self.offered if one >= wanted), self.window) if self.offered else wanted
 
     def final(self, samples: int) -> int:
         """Frames that a text which counts is made from."""
         bucket = self.bucket(samples)
-        return self.window if bucket is None or bucket not in self.safe else self.frames(self.safe[bucket])
+        frames = self.window if bucket is None or bucket not in self.safe else self._exactly(self.safe[bucket])
+        return frames if not self.offered or frames in self.offered else self.window
 
     def draft(self, samples: int) -> int:
         """Frames that a hypothesis is made from."""
         bucket = self.bucket(samples)
         return self.window if bucket is None else self.frames(bucket)
+
+    def _exactly(self, seconds: float) -> int:
+        return min(round(seconds * FRAMES_A_SECOND), self.window)

@@ -63,11 +63,12 @@ class WhisperHearing:
     def __init__(
         self,
         config: WhisperConfig,
-        decoding: WhisperDecoding,
+        decoding: WhisperDecoding | None,
         tokenizer: WhisperTokenizer,
         contexts: Contexts,
         options: HearingOptions | None = None,
     ) -> None:
+        """Without a `decoding` there must be passes to `share` before anything is heard."""
         self.config, self.tokenizer, self.contexts = config, tokenizer, contexts
         self._decoding = decoding
         self._options = options or HearingOptions()
@@ -80,15 +81,21 @@ class WhisperHearing:
         """Run what a question runs, so that no student waits while weights are put in order."""
         mel = self.mel_stream()
         mel.feed(np.zeros(SPEECH_RATE, dtype=np.float32))
-        attempt = self.alone(self._listen(mel, self.contexts.draft(mel.samples), None, False, False, ()))
-        self._decoding.write(attempt.prompt, attempt.end, limit=3)
+        self.alone(self._warming(mel))
+
+    def _warming(self, mel: MelStream) -> Work[None]:
+        attempt = yield from self._listen(mel, self.contexts.draft(mel.samples), None, False, False, ())
+        yield Write(attempt.prompt, attempt.end, limit=3)
 
     def share(self, passes: WhisperPasses) -> None:
         """From now on others use the same engines: what is done alone is done beside them."""
         self._passes = passes
 
     def alone(self, work: Work[Value]) -> Value:
-        return alone(work, self._decoding) if self._passes is None else self._passes.alone(work)
+        if self._passes is not None:
+            return self._passes.alone(work)
+        assert self._decoding is not None, "share() comes first"
+        return alone(work, self._decoding)
 
     def drafting(
         self,

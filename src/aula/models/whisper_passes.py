@@ -9,15 +9,13 @@ nobody is passed over for ever.
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from aula.backends.session import Session
 from aula.core.clock import Clock
 from aula.core.types import Float32
 from aula.models.whisper_choice import Choose
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_decoding import WhisperDecoding
-from aula.models.whisper_rows import Sound, WhisperRows
 from aula.models.whisper_text import Text
 
 HANDICAP = 4
@@ -65,6 +63,39 @@ Ended = Callable[[Any, float], None]
 """Told what a work came to, a value or an exception, and the seconds that the passes took: its part of shared ones."""
 
 
+class Sound(Protocol):
+    """What an engine made of one sound."""
+
+    def keep(self) -> None:
+        """It is needed beyond the next time that the engine listens."""
+
+
+class Rows(Protocol):
+    """Texts that are written side by side: see `WhisperRows`."""
+
+    @property
+    def is_full(self) -> bool: ...
+
+    def language(self, sound: Any, start: int) -> tuple[int, float]: ...
+
+    def join(self, sound: Any, text: Text) -> bool: ...
+
+    def step(self) -> list[Text]: ...
+
+    def leave(self, text: Text) -> None: ...
+
+    def look_again(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Where Whisper runs: the host's sessions (`HostEngine`), or a GPU that keeps what it makes (`DeviceEngine`)."""
+
+    def listen(self, mel: Float32) -> Sound: ...
+
+    def rows(self) -> Rows:
+        """Without a text in them."""
+
+
 def alone(work: Work[Value], decoding: WhisperDecoding) -> Value:
     answer: Any = None
     while True:
@@ -99,9 +130,9 @@ class WhisperPasses:
     `begin`, then `advance` until it is False; whoever calls it may do other things between two passes.
     """
 
-    def __init__(self, config: WhisperConfig, encoder: Session, decoder: Session, clock: Clock, *, most: int) -> None:
-        self._config, self._encoder, self._decoder, self._clock, self._most = config, encoder, decoder, clock, most
-        self._rows = WhisperRows(config, decoder, most=most)
+    def __init__(self, config: WhisperConfig, engine: Engine, clock: Clock) -> None:
+        self._config, self._engine, self._clock = config, engine, clock
+        self._rows = engine.rows()
         self._waiting: dict[object, deque[_Job]] = {}
         """By owner: the first is under way."""
         self._ready: list[_Job] = []
@@ -157,7 +188,7 @@ class WhisperPasses:
             job.work.close()
             job.ended(error, job.took)
         self._waiting, self._ready, self._writing = {}, [], []
-        self._rows = WhisperRows(self._config, self._decoder, most=self._most)
+        self._rows = self._engine.rows()
 
     def _asks(self, job: _Job) -> None:
         self._asked += 1
@@ -188,7 +219,7 @@ class WhisperPasses:
         match job.ask:
             case Listen(mel):
                 self._keep_lent()
-                self._lent = job.sound = Sound(self._encoder.borrow({"mel": mel[None]}))
+                self._lent = job.sound = self._engine.listen(mel)
             case FindLanguage(start):
                 return self._rows.language(_sound(job), start)
             case Write() as ask:
@@ -211,7 +242,7 @@ class WhisperPasses:
             ended = self._rows.step()
         except Exception as error:
             jobs, self._writing = self._writing, []
-            self._rows = WhisperRows(self._config, self._decoder, most=self._most)
+            self._rows = self._engine.rows()
             for job in jobs:
                 self._end(job, error, (self._clock.now() - began) / len(jobs))
             return

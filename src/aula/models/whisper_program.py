@@ -31,12 +31,14 @@ FIRST, TEXT = 2, 1
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Sizes of a program; `count` tokens of each row are read at once."""
+    """Sizes of a program; `count` tokens of each row are read at once. `apart`: each row's caches lie in one piece,
+    all layers behind one another; else each layer's do, all rows."""
 
     rows: int
     count: int
     slots: int
     positions: int
+    apart: bool = False
 
     @property
     def lines(self) -> int:
@@ -52,6 +54,12 @@ def write_program(
     config: WhisperConfig, weights: Mapping[str, Float32], step: Step, capability: str = "9.0"
 ) -> Program:
     """Raises EngineError for an architecture that the kernels are not made for."""
+    writer = Few if step.lines <= FEW_LINES else _Many
+    return writer(config, weights, step, gpu_of(config, capability)).write()
+
+
+def gpu_of(config: WhisperConfig, capability: str) -> "_Gpu":
+    """Raises EngineError for an architecture or a GPU that the kernels are not made for."""
     hidden, heads = config.d_model, config.decoder_attention_heads
     if not kernels_serve(config):
         raise EngineError(
@@ -64,8 +72,7 @@ def write_program(
             f"the kernels are made for compute capabilities {', '.join(GPUS)}, not {capability}",
             next_step="build with TensorRT alone",
         )
-    writer = _Few if step.lines <= FEW_LINES else _Many
-    return writer(config, weights, step, GPUS[capability]).write()
+    return GPUS[capability]
 
 
 class _Writer:
@@ -118,13 +125,15 @@ class _Writer:
         self.weights[f"{name}.shift"] = np.concatenate(shifts).astype(np.float32)
         return At(name), At(f"{name}.shift")
 
+    rules: tuple[int, ...] = (FIRST, TEXT)
+    """Rows of `suppression` that the program knows."""
+
     def vocabulary(self) -> tuple[At, At]:
-        """The last norm multiplied into the vocabulary, and what is added to logits: float [2, tokens]."""
+        """The last norm multiplied into the vocabulary, and what is added to logits: float [rules, tokens]."""
         table = self.raw["decoder.embed_tokens.weight"]
         self.weights["vocabulary"] = (table * self.raw["decoder.layer_norm.weight"]).astype(np.float16)
         shift = table @ self.raw["decoder.layer_norm.bias"]
-        rules = suppression(self.config)
-        self.weights["rules"] = np.stack([rules[FIRST] + shift, rules[TEXT] + shift]).astype(np.float32)
+        self.weights["rules"] = (suppression(self.config)[list(self.rules)] + shift).astype(np.float32)
         return At("vocabulary"), At("rules")
 
     # Parts that few and many share.
@@ -137,8 +146,18 @@ class _Writer:
         taken = (At("text"), At("position"), At("tokens"), At("places"), At("x"))
         self.launch("embed", instance, (step.lines,), 4, *taken)
 
+    @property
+    def between(self) -> int:
+        """Caches of a layer from one row to the next."""
+        return self.config.decoder_layers if self.step.apart else 1
+
+    @property
+    def within(self) -> int:
+        """Caches of a row from one layer to the next."""
+        return 1 if self.step.apart else self.step.rows
+
     def cache(self, layer: int) -> At:
-        return At("self_kv", 2 * layer * self.step.rows * 2 * self.hidden * self.step.slots)
+        return At("self_kv", 2 * layer * self.within * 2 * self.hidden * self.step.slots)
 
     def attend_self(self, layer: int) -> None:
         slots, base = self.step.slots, self.cache(layer).offset
@@ -147,7 +166,7 @@ class _Writer:
 
     def attend_cross(self, layer: int) -> None:
         positions = self.step.positions
-        base = 2 * layer * self.step.rows * self.hidden * positions
+        base = 2 * layer * self.within * self.hidden * positions
         warps = 4 if positions <= 128 else 8 if positions <= 512 else 16
         self._attend("attend_cross", positions, warps, "false", At("cross_k", base), At("cross_v", base), "heard", 1)
 
@@ -156,7 +175,8 @@ class _Writer:
     ) -> None:
         step = self.step
         instance = f"ATTEND({kernel}, {step.count}, {self.heads}, {SIZE}, {keys}, {warps}, {causal})"
-        taken = (At("query"), key, value, At(lengths), pieces * self.hidden * keys, At("mixed"))
+        stride = self.between * pieces * self.hidden * keys
+        taken = (At("query"), key, value, At(lengths), stride, At("mixed"))
         self.launch(kernel, instance, (self.heads, step.rows), warps, *taken)
 
     def choose(self, parts: int) -> None:
@@ -168,7 +188,7 @@ class _Writer:
 
     def tail(self) -> str:
         """What every product's macro ends in."""
-        return f"{self.heads}, {SIZE}, {self.step.slots}, {self.step.count}"
+        return f"{self.heads}, {SIZE}, {self.step.slots}, {self.step.count}, {self.between}"
 
     def names(self, layer: int) -> tuple[str, str, str]:
         prefix = f"decoder.layers.{layer}"
@@ -178,7 +198,7 @@ class _Writer:
         self.embed()
         self.body()
         text = source(DECODER) + "\n".join(self.kernels.values()) + "\n"
-        inputs, outputs = _tensors(self.config, self.step)
+        inputs, outputs = self.tensors()
         return Program(
             source=text,
             inputs=inputs,
@@ -193,8 +213,12 @@ class _Writer:
     def body(self) -> None:
         raise NotImplementedError
 
+    def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """What the program takes, states first, and what it gives."""
+        return _tensors(self.config, self.step)
 
-class _Few(_Writer):
+
+class Few(_Writer):
     """A warp walks through some rows of a matrix, for all lines."""
 
     def body(self) -> None:
@@ -243,21 +267,25 @@ class _Few(_Writer):
         norm = "true" if given == "x" else "false"
         numbers = f"{self.step.lines}, {out}, {taken}, {columns}, {split}, 4, {norm}, {then}"
         blocks = -(-out // (4 // split * columns))
-        places: tuple[Argument, ...] = (cache, At("position") if cache else None, None, None, None)
+        places: tuple[Argument, ...] = (cache, At("position") if cache else None, *[None] * 5)
         self.launch(
             kernel, f"WALK({kernel}, {numbers}, {self.tail()})", (blocks,), 4, *matrix, At(given), At(made), *places
         )
         self.products += 1
 
+    @property
+    def head_columns(self) -> int:
+        return 8 if self.hidden <= 768 else 4
+
     def head(self) -> None:
-        columns = 8 if self.hidden <= 768 else 4
+        columns = self.head_columns
         tokens, step = self.config.vocab_size, self.step
         parts = -(-tokens // (4 * columns))
         matrix, rules = self.vocabulary()
         best = self.scratch_of("best", 12 * step.rows * parts)
         numbers = f"{step.rows}, {tokens}, {self.hidden}, {columns}, 1, 4, true, CHOOSE"
         instance = f"WALK(head, {numbers}, {self.tail()})"
-        taken = (matrix, None, At("x"), None, None, At("position"), At("prompt"), rules, best)
+        taken = (matrix, None, At("x"), None, None, At("position"), At("prompt"), rules, best, None, None)
         self.launch("head", instance, (parts,), 4, *taken)
         self.products += 1
         self.choose(parts)

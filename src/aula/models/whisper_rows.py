@@ -33,6 +33,20 @@ class Sound:
         self.cross = {name: array.copy() for name, array in self.cross.items()}
 
 
+class HostEngine:
+    """Implements `Engine` (`whisper_passes`) on an encoder and a decoder whose caches the host has."""
+
+    def __init__(self, config: WhisperConfig, encoder: Session, decoder: Session, *, most: int) -> None:
+        self._config, self._encoder, self._decoder, self._most = config, encoder, decoder, most
+
+    def listen(self, mel: Float32) -> Sound:
+        """float32 [bins, frames]; the sound lies in the encoder's own memory until it is kept or another is heard."""
+        return Sound(self._encoder.borrow({"mel": mel[None]}))
+
+    def rows(self) -> "WhisperRows":
+        return WhisperRows(self._config, self._decoder, most=self._most)
+
+
 class WhisperRows:
     """At most `most` rows. Not for two threads at once.
 

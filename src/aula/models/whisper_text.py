@@ -3,7 +3,7 @@
 Loops differ in how many texts they write at once; this is what they share.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +119,19 @@ class Text:
         """Whether the next run reads one token alone, as those of other rows may."""
         return len(self.read) == 1
 
-    def take(self, following: NDArray[Any], logprobs: Float32, logits: Float32) -> None:
-        """Of one row: int32 [answers], float32 [answers] and float32 [answers, vocabulary] at `places`."""
+    @property
+    def looks(self) -> Sequence[int]:
+        """The answers of the next run whose logits are looked at, by their places in `places`."""
+        return range(len(self.places)) if self._choose is not None else [0] if self._watched else []
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still have."""
+        return self._limit - len(self.tokens)
+
+    def take(self, following: NDArray[Any], logprobs: Float32, logits: Float32 | Mapping[int, Float32]) -> None:
+        """Of one row: int32 [answers], float32 [answers] and float32 [answers, vocabulary] at `places`; of the logits
+        those that are looked at suffice."""
         place = 0
         if self._watched:
             shares = np.exp(logits[0] - logits[0].max())
@@ -128,7 +139,7 @@ class Text:
             self._watched, place = False, 1
         stood = 0
         while True:
-            self._add(following[place + stood], logprobs[place + stood], logits[place + stood])
+            self._add(following[place + stood], logprobs[place + stood], logits, place + stood)
             if self.done or stood == len(self._ahead) or self.tokens[-1] != self._ahead[stood]:
                 break
             stood += 1
@@ -140,9 +151,9 @@ class Text:
         self.places = list(range(len(self.read)))
         self.rules = [TEXT] * len(self.read)
 
-    def _add(self, following: Any, logprob: Any, logits: Float32) -> None:
+    def _add(self, following: Any, logprob: Any, logits: Float32 | Mapping[int, Float32], place: int) -> None:
         if self._choose is not None:
-            token, likelihood = self._choose(logits, self.tokens)
+            token, likelihood = self._choose(logits[place], self.tokens)
         else:
             token, likelihood = int(following), float(logprob)
         self.tokens.append(token)

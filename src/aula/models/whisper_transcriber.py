@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aula.backends.hosting.records import hosting_for
@@ -19,9 +19,12 @@ from aula.models.whisper_bias import bias_tokens
 from aula.models.whisper_config import WhisperConfig
 from aula.models.whisper_contexts import Contexts
 from aula.models.whisper_decoding import WhisperDecoding
-from aula.models.whisper_engines import find_bundle, open_sessions
+from aula.models.whisper_device import encoder_frames
+from aula.models.whisper_device_rows import DeviceEngine
+from aula.models.whisper_engines import find_bundle, find_device_bundle, open_sessions, open_whole
 from aula.models.whisper_hearing import HearingOptions, WhisperHearing
 from aula.models.whisper_passes import WhisperPasses
+from aula.models.whisper_rows import HostEngine
 from aula.models.whisper_stream import StreamOptions, WhisperStream
 from aula.models.whisper_tokenizer import WhisperTokenizer
 from aula.models.whisper_tokens import LANGUAGES, SpecialTokens
@@ -121,11 +124,44 @@ class WhisperTranscriber:
         clock = clock or SystemClock()
         return cls(
             hearing,
-            WhisperPasses(config, *sessions, clock, most=MOST_ROWS),
+            WhisperPasses(config, HostEngine(config, *sessions, most=MOST_ROWS), clock),
             clock=clock,
             bias=settings.whole("whisper.bias_tokens"),
             sessions=sessions,
         )
+
+    @classmethod
+    def open_on_gpu(
+        cls,
+        place: Place,
+        settings: Settings,
+        target: str,
+        device: int,
+        progress: Progress | None = None,
+        clock: Clock | None = None,
+    ) -> "WhisperTranscriber":
+        """On the GPU of that number, with engines that were built for its kind (`aula build FOLDER --targets
+        sm90,cpu`). With `isolate = gpu`, which is the default, in a process of its own.
+
+        Raises CheckpointError for what is no whole Whisper, BundleError where there is no engine, BackendError.
+        """
+        checkpoint = Checkpoint(place.folder or _pulled(place.name, settings, progress))
+        config = WhisperConfig.from_checkpoint(checkpoint)
+        tokenizer = WhisperTokenizer.open(checkpoint, config)
+        bundle = find_device_bundle(checkpoint, settings, target)
+        session = open_whole(bundle, target, device, hosting_for(settings, "gpu"))
+        try:
+            contexts = Contexts.proven_by(bundle.manifest.contexts, config, settings.number("whisper.margin"))
+            contexts = replace(contexts, offered=tuple(encoder_frames(bundle, target)))
+            hearing = WhisperHearing(config, None, tokenizer, contexts, HearingOptions())
+            clock = clock or SystemClock()
+            passes = WhisperPasses(config, DeviceEngine(config, session), clock)
+            opened = cls(hearing, passes, clock=clock, bias=settings.whole("whisper.bias_tokens"), sessions=(session,))
+            hearing.warm()
+        except BaseException:
+            session.close()
+            raise
+        return opened
 
     def start(self, request: TranscribeRequest, context: Context) -> WhisperStream:
         """Raises UnsupportedLanguageError for a language that the model does not hear."""

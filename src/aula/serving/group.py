@@ -179,7 +179,7 @@ class Group:
             if fault is None:
                 break
             ran = fault.payload.ran
-            lost = ran is not None and is_gone(fault.error, ran)
+            lost = ran is not None and is_gone(fault.error)
             losses += lost and not isinstance(fault.error, ProcessAwayError)
             came_too_late = losses and fault.refusal is not None and fault.refusal.reason is Reason.NO_RUNG
             if losses > 1 or not (lost or came_too_late) or not await self._has_rung(route, until):
@@ -363,7 +363,7 @@ class Group:
             errors = [value for value in (*came.values, came.error) if isinstance(value, EngineError)]
             if errors:
                 place.broke(errors[0])
-                if gone := any(is_gone(error, place) for error in errors):
+                if gone := any(map(is_gone, errors)):
                     self._lost(place)
                 if any(isinstance(error, DeviceMemoryError) for error in errors):
                     self._press(place)
@@ -377,9 +377,9 @@ class Group:
             for ticket, value in unheard:
                 self._dispose(ticket, value)
         if batch.is_canary and came.error is not None:
-            if not gone:
+            if not gone or not hosted_sessions(place):
                 self.residence.renew(place)
-            elif hosted_sessions(place) and all_there(place):
+            elif all_there(place):
                 self._host_changed(place, True)  # it came back while the canary was lost
         self.residence.let_go(place)
         self.tend()

@@ -42,12 +42,10 @@ class Hosts:
                 self._told(place, change.state is HostState.READY and all_there(place))
 
 
-def is_gone(error: Exception | None, place: Place) -> bool:
-    """The process comes back by itself: whoever can ask elsewhere does, and nobody loads anything anew. A process whose
-    GPU was lost is ended, and another one has it again."""
-    return isinstance(error, (ProcessAwayError, ProcessLostError)) or (
-        isinstance(error, DeviceLostError) and bool(hosted_sessions(place))
-    )
+def is_gone(error: Exception | None) -> bool:
+    """Whoever can ask elsewhere does, at once. A process comes back by itself, also one that was ended since its GPU
+    was lost, and nobody loads anything anew; a GPU that this very process lost comes back with it alone."""
+    return isinstance(error, (ProcessAwayError, ProcessLostError, DeviceLostError))
 
 
 def hosted_sessions(place: Place) -> list[Hosted]:

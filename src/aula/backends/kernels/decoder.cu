@@ -100,12 +100,13 @@ DEVICE Best from_lane(Best mine, int step) {
   return other;
 }
 
-// Where a new key or value goes: caches of a layer are [rows, 2 * heads, slots, size], keys before values.
-template <int HEADS, int SIZE, int SLOTS, int COUNT>
+// Where a new key or value goes: a row's cache of a layer is [2 * heads, slots, size], keys before values; the next row's
+// lies APART such caches further: 1 where rows lie within layers, as many as there are layers where it is the other way.
+template <int HEADS, int SIZE, int SLOTS, int COUNT, int APART>
 DEVICE half_t* in_cache(half_t* cache, const int* position, int line, int column) {
   const int row = line / COUNT, slot = position[row] + line % COUNT;
-  return slot < SLOTS ? cache + (((long long)row * 2 * HEADS + column / SIZE) * SLOTS + slot) * SIZE + column % SIZE
-                      : nullptr;
+  const long long head = (long long)row * APART * 2 * HEADS + column / SIZE;
+  return slot < SLOTS ? cache + (head * SLOTS + slot) * SIZE + column % SIZE : nullptr;
 }
 
 // ------------------------------------------------------------------------------------------------ what comes first
@@ -125,7 +126,7 @@ DEVICE void embed(const int* text, const int* position, const half_t* tokens, co
 
 // ------------------------------------------------------------------------------------------- products of few lines
 
-enum Then { TO_CACHE, ADD, GELU, KEEP, CHOOSE };
+enum Then { TO_CACHE, ADD, GELU, KEEP, CHOOSE, ANSWER };
 
 template <int VECTOR>
 struct Vector;
@@ -142,13 +143,15 @@ struct Places {  // what only some products need
   half_t* cache;
   const int* position;
   const int* prompt;
-  const float* rules;  // float [2, out]: what is added to logits at the start of a text, and within one
+  const float* rules;  // float [.., out]: what is added to logits; CHOOSE: at the start of a text, and within one
   Best* best;
+  const int* rule;  // ANSWER: which of the rules, of each line
+  float* logits;    // ANSWER: float [lines, out], with the first of the rules, which forbids nothing
 };
 
 // Each group of SPLIT warps makes COLUMNS outputs of every line. NORM: the lines are the float residual, else fp16.
 template <int LINES, int OUT, int IN, int COLUMNS, int SPLIT, int WARPS, bool NORM, Then THEN, int HEADS, int SIZE,
-          int SLOTS, int COUNT>
+          int SLOTS, int COUNT, int APART>
 DEVICE void walk(const half_t* matrix, const float* bias, const void* given, void* made, Places places) {
   constexpr int SHARE = IN / SPLIT, VECTOR = SHARE % 256 == 0 ? 8 : 4, CHUNKS = SHARE / (32 * VECTOR);
   constexpr int GROUPS = WARPS / SPLIT, PAIRS = VECTOR / 2;
@@ -171,7 +174,8 @@ DEVICE void walk(const half_t* matrix, const float* bias, const void* given, voi
   let_the_next_begin();
   wait_for_the_one_before();
   __shared__ float pieces[SPLIT > 1 ? LINES : 1][SPLIT > 1 ? WARPS : 1][COLUMNS];
-  __shared__ Best bests[THEN == CHOOSE ? LINES : 1][WARPS];
+  constexpr bool HEAD = THEN == CHOOSE || THEN == ANSWER;
+  __shared__ Best bests[HEAD ? LINES : 1][WARPS];
   // 2. Line by line.
 #pragma unroll
   for (int line = 0; line < LINES; line++) {
@@ -241,6 +245,19 @@ DEVICE void walk(const half_t* matrix, const float* bias, const void* given, voi
       if (lane == 0) bests[line][warp] = best;
       continue;
     }
+    if (THEN == ANSWER) {
+      const float* rules = places.rules + (long long)places.rule[line] * OUT;
+      float* logits = places.logits + (long long)line * OUT;
+      Best best = {LOWEST, OUT, 0.0f};
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) {
+        if (first + c >= OUT) continue;
+        best = better(best, Best{sums[c] + __ldg(rules + first + c), first + c, 1.0f});
+        if (lane == c) logits[first + c] = sums[c] + __ldg(places.rules + first + c);
+      }
+      if (lane == 0) bests[line][warp] = best;
+      continue;
+    }
     float mine = 0.0f;
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++)
@@ -251,7 +268,7 @@ DEVICE void walk(const half_t* matrix, const float* bias, const void* given, voi
       constexpr int HIDDEN = HEADS * SIZE;
       half_t* to = column < HIDDEN
                        ? (half_t*)made + line * HIDDEN + column
-                       : in_cache<HEADS, SIZE, SLOTS, COUNT>(places.cache, places.position, line, column - HIDDEN);
+                       : in_cache<HEADS, SIZE, SLOTS, COUNT, APART>(places.cache, places.position, line, column - HIDDEN);
       if (to) *to = narrowed(mine);
     }
     if (THEN == ADD) ((float*)made)[line * OUT + column] += mine;
@@ -271,7 +288,7 @@ DEVICE void walk(const half_t* matrix, const float* bias, const void* given, voi
       ((float*)made)[line * OUT + column] += sum;
     }
   }
-  if (THEN == CHOOSE) {
+  if (HEAD) {
     __syncthreads();
     if (threadIdx.x < LINES) {
       Best best = bests[threadIdx.x][0];
@@ -506,7 +523,7 @@ DEVICE void multiply(float* sums, const pair_t* a, const pair_t* b) {
 // made[lines, OUT] = given[lines, IN] * matrix[OUT, IN]; blocks: (lines, OUT, PIECES of IN). ADD leaves its pieces,
 // float [PIECES, LINES, OUT], to the norm that follows.
 template <int LINES, int OUT, int IN, int TALL, int WIDE, int DOWN, int ACROSS, int STAGES, int PIECES, Then THEN,
-          int HEADS, int SIZE, int SLOTS, int COUNT>
+          int HEADS, int SIZE, int SLOTS, int COUNT, int APART>
 DEVICE void tile(const half_t* matrix, const float* bias, const half_t* given, void* made, Places places) {
   constexpr int DEEP = 64, PITCH = DEEP + 8, THREADS = 32 * DOWN * ACROSS;
   constexpr int SHARE = IN / PIECES, STEPS = SHARE / DEEP, TILES = TALL / DOWN / 16, COLUMNS = WIDE / ACROSS / 8;
@@ -610,7 +627,7 @@ DEVICE void tile(const half_t* matrix, const float* bias, const half_t* given, v
           constexpr int HIDDEN = HEADS * SIZE;
           to = column < HIDDEN
                    ? (half_t*)made + (long long)line * HIDDEN + column
-                   : in_cache<HEADS, SIZE, SLOTS, COUNT>(places.cache, places.position, line, column - HIDDEN);
+                   : in_cache<HEADS, SIZE, SLOTS, COUNT, APART>(places.cache, places.position, line, column - HIDDEN);
         }
         if (to) *(pair_t*)to = paired(first, second);
       }
@@ -636,26 +653,57 @@ DEVICE void tile(const half_t* matrix, const float* bias, const half_t* given, v
 
 // --------------------------------------------------------------------------------------------------- what comes last
 
-// A block a row: the best of all parts; written behind what was read unless the prompt stands there; and one on.
-template <int COUNT, int SLOTS, int PARTS, int WARPS>
-DEVICE void choose(const Best* parts, const int* prompt, int* text, int* position, float* likely) {
+// The best of PARTS, in the first thread of the block.
+template <int PARTS, int WARPS>
+DEVICE Best best_of(const Best* parts) {
   __shared__ Best bests[WARPS];
-  wait_for_the_one_before();
-  let_the_next_begin();
-  const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Best best = {LOWEST, 0x7fffffff, 0.0f};
-  for (int i = threadIdx.x; i < PARTS; i += 32 * WARPS) best = better(best, parts[(long long)row * PARTS + i]);
+  for (int i = threadIdx.x; i < PARTS; i += 32 * WARPS) best = better(best, parts[i]);
 #pragma unroll
   for (int step = 16; step; step >>= 1) best = better(best, from_lane(best, step));
   if (lane == 0) bests[warp] = best;
   __syncthreads();
-  if (threadIdx.x) return;
+  if (threadIdx.x) return best;
 #pragma unroll
   for (int w = 1; w < WARPS; w++) best = better(best, bests[w]);
+  return best;
+}
+
+// A block a row: the best of all parts; written behind what was read unless the prompt stands there; and one on.
+template <int COUNT, int SLOTS, int PARTS, int WARPS>
+DEVICE void choose(const Best* parts, const int* prompt, int* text, int* position, float* likely) {
+  wait_for_the_one_before();
+  let_the_next_begin();
+  const int row = blockIdx.x;
+  const Best best = best_of<PARTS, WARPS>(parts + (long long)row * PARTS);
+  if (threadIdx.x) return;
   const int behind = position[row] + COUNT;
   if (behind < SLOTS) {
     if (behind >= prompt[row]) text[row * SLOTS + behind] = best.index;
     likely[row * SLOTS + behind] = -logf(best.sum);
+  }
+  position[row] = behind < SLOTS ? behind : SLOTS - 1;
+}
+
+// A block a line: the best of all parts, and its share; behind a row's last line it is written, and the row goes on. Where
+// nothing is likeliest, since logits are no numbers, a token is written all the same: the next run reads what lies there.
+template <int COUNT, int SLOTS, int PARTS, int WARPS, int TOKENS>
+DEVICE void answer(const Best* parts, int* text, int* position, float* likely, int* next, float* logprob) {
+  wait_for_the_one_before();
+  let_the_next_begin();
+  const int line = blockIdx.x, row = line / COUNT;
+  const Best best = best_of<PARTS, WARPS>(parts + (long long)line * PARTS);
+  if (threadIdx.x) return;
+  const float share = -logf(best.sum);
+  const int token = best.index < TOKENS ? best.index : 0;
+  next[line] = token;
+  logprob[line] = share;
+  if (line % COUNT < COUNT - 1) return;
+  const int behind = position[row] + COUNT;
+  if (behind < SLOTS) {
+    text[row * SLOTS + behind] = token;
+    likely[row * SLOTS + behind] = share;
   }
   position[row] = behind < SLOTS ? behind : SLOTS - 1;
 }
@@ -668,20 +716,22 @@ DEVICE void choose(const Best* parts, const int* prompt, int* text, int* positio
     embed<COUNT, SLOTS, HIDDEN>(text, position, tokens, places, x);                                             \
   }
 
-#define WALK(NAME, LINES, OUT, IN, COLUMNS, SPLIT, WARPS, NORM, THEN, HEADS, SIZE, SLOTS, COUNT)                  \
+#define WALK(NAME, LINES, OUT, IN, COLUMNS, SPLIT, WARPS, NORM, THEN, HEADS, SIZE, SLOTS, COUNT, APART)           \
   extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                        \
       NAME(const half_t* matrix, const float* bias, const void* given, void* made, half_t* cache,                 \
-           const int* position, const int* prompt, const float* rules, Best* best) {                              \
-    walk<LINES, OUT, IN, COLUMNS, SPLIT, WARPS, NORM, THEN, HEADS, SIZE, SLOTS, COUNT>(                           \
-        matrix, bias, given, made, Places{cache, position, prompt, rules, best});                                 \
+           const int* position, const int* prompt, const float* rules, Best* best, const int* rule,               \
+           float* logits) {                                                                                       \
+    walk<LINES, OUT, IN, COLUMNS, SPLIT, WARPS, NORM, THEN, HEADS, SIZE, SLOTS, COUNT, APART>(                    \
+        matrix, bias, given, made, Places{cache, position, prompt, rules, best, rule, logits});                   \
   }
 
-#define TILE(NAME, LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT)     \
+#define TILE(NAME, LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT,     \
+             APART)                                                                                               \
   extern "C" __global__ void __launch_bounds__(32 * DOWN * ACROSS)                                                \
       NAME(const half_t* matrix, const float* bias, const half_t* given, void* made, half_t* cache,               \
            const int* position, const int* prompt, const float* rules, Best* best) {                              \
-    tile<LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT>(              \
-        matrix, bias, given, made, Places{cache, position, prompt, rules, best});                                 \
+    tile<LINES, OUT, IN, TALL, WIDE, DOWN, ACROSS, STAGES, PIECES, THEN, HEADS, SIZE, SLOTS, COUNT, APART>(       \
+        matrix, bias, given, made, Places{cache, position, prompt, rules, best, nullptr, nullptr});               \
   }
 
 #define ATTEND(NAME, COUNT, HEADS, SIZE, KEYS, WARPS, CAUSAL)                                                     \
@@ -703,3 +753,8 @@ DEVICE void choose(const Best* parts, const int* prompt, int* text, int* positio
     choose<COUNT, SLOTS, PARTS, WARPS>(parts, prompt, text, position, likely);                                    \
   }
 
+#define REPLY(NAME, COUNT, SLOTS, PARTS, WARPS, TOKENS)                                                           \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                        \
+      NAME(const Best* parts, int* text, int* position, float* likely, int* next, float* logprob) {               \
+    answer<COUNT, SLOTS, PARTS, WARPS, TOKENS>(parts, text, position, likely, next, logprob);                     \
+  }
