@@ -176,6 +176,17 @@ def test_clips_get_harder_only_after_alignments_were_found(tokenizer: Any, folde
     assert late.at(schedule.MOST_HELD + 0.1) == pytest.approx(0.1)
 
 
+def test_people_are_heard_often_but_not_by_heart() -> None:
+    moments = np.linspace(0, 1, 1001)
+    shares = [schedule.shares(float(moment)) for moment in moments]
+    assert all(sum(share.values()) == pytest.approx(1) and min(share.values()) > 0.07 for share in shares)
+    people = np.array([share["people"] for share in shares])
+    times = 4000 * people.mean() / 2.58
+    assert 150 < times < 200
+    assert np.all(people[:660] == people[0]) and people[-1] > 3 * people[0]
+    assert shares[-1]["recorded"] > 3 * shares[-1]["formant"] and shares[0]["formant"] > shares[0]["recorded"]
+
+
 def test_what_was_found_is_kept_over_an_interruption(tokenizer: Any, folder: Any, tmp_path: Any) -> None:
     training = new_training(tokenizer, folder)
     training.lessons.heed(1.0, 0.02)
