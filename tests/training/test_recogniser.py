@@ -190,6 +190,24 @@ def test_people_are_heard_often_but_not_by_heart() -> None:
     assert shares[0]["formant"] > shares[0]["recorded"]
 
 
+def test_two_clips_of_a_person_are_a_third_one(tokenizer: Any, tmp_path: Any) -> None:
+    sound = [np.full(24000, level, np.int16) for level in (100, 200, 300, 400)]
+    people = [("one two", "a"), ("three four", "a"), ("five six", "b"), ("seven", "c")]
+    listed = [shards.Clip(text, "speechocean762", 24000, speaker) for text, speaker in people]
+    file = shards.write(tmp_path, "people", listed, sound)
+    bank = Bank(tokenizer, torch.device("cpu"), 0.01)
+    assert bank.take(file)
+    assert len(bank.starts) == 5
+    assert bank.kinds["people"] == [0, 1, 2, 3, 4]
+    assert (bank.starts[4], bank.lengths[4]) == (0, 48000)
+    assert bank.units[4] == tokenizer.encode("one two three four").ids
+    heard = bank.batch(plain(bank, np.array([4]))).sound[0] * 32768
+    assert [round(float(heard[place])) for place in (12000, 36000)] == [100, 200]
+    for_report = Bank(tokenizer, torch.device("cpu"), 0.01)
+    for_report.take_whole(file)
+    assert len(for_report.starts) == 4
+
+
 def test_accented_words_are_written_as_synthesisers_read_them() -> None:
     words = [["h", "ə", "l", "ˈoʊ"], ["w", "ˈɜː", "l", "d"], ["f", "ˈɔːɹ"]]
     assert phones.written(words, phones.RADIO, phones.stressed_radio) == [
