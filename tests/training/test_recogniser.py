@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("soxr")
 
-from training.recogniser import schedule, shards, spelling, tokens, weights  # noqa: E402
+from training.recogniser import accent, phones, schedule, shards, spelling, tokens, voices, weights  # noqa: E402
 from training.recogniser.augment import Augmenter  # noqa: E402
 from training.recogniser.bank import Bank, frames_of, padded  # noqa: E402
 from training.recogniser.features import BINS, frames, log_mel, mel_filters  # noqa: E402
@@ -174,6 +175,83 @@ def test_clips_get_harder_only_after_alignments_were_found(tokenizer: Any, folde
     late = schedule.Lessons()
     late.heed(4.9, schedule.MOST_HELD)
     assert late.at(schedule.MOST_HELD + 0.1) == pytest.approx(0.1)
+
+
+def test_people_are_heard_often_but_not_by_heart() -> None:
+    moments = np.linspace(0, 1, 1001)
+    shares = [schedule.shares(float(moment)) for moment in moments]
+    assert all(sum(share.values()) == pytest.approx(1) and min(share.values()) > 0.07 for share in shares)
+    people = np.array([share["people"] for share in shares])
+    times = 4000 * people.mean() / 2.58
+    assert 150 < times < 200
+    assert np.all(people[:660] == people[0])
+    assert people[-1] > 3 * people[0]
+    assert shares[-1]["recorded"] > 2.5 * shares[-1]["formant"]
+    assert shares[0]["formant"] > shares[0]["recorded"]
+
+
+def test_two_clips_of_a_person_are_a_third_one(tokenizer: Any, tmp_path: Any) -> None:
+    sound = [np.full(24000, level, np.int16) for level in (100, 200, 300, 400)]
+    people = [("one two", "a"), ("three four", "a"), ("five six", "b"), ("seven", "c")]
+    listed = [shards.Clip(text, "speechocean762", 24000, speaker) for text, speaker in people]
+    file = shards.write(tmp_path, "people", listed, sound)
+    bank = Bank(tokenizer, torch.device("cpu"), 0.01)
+    assert bank.take(file)
+    assert len(bank.starts) == 5
+    assert bank.kinds["people"] == [0, 1, 2, 3, 4]
+    assert (bank.starts[4], bank.lengths[4]) == (0, 48000)
+    assert bank.units[4] == tokenizer.encode("one two three four").ids
+    heard = bank.batch(plain(bank, np.array([4]))).sound[0] * 32768
+    assert [round(float(heard[place])) for place in (12000, 36000)] == [100, 200]
+    for_report = Bank(tokenizer, torch.device("cpu"), 0.01)
+    for_report.take_whole(file)
+    assert len(for_report.starts) == 4
+
+
+def test_accented_words_are_written_as_synthesisers_read_them() -> None:
+    words = [["h", "ə", "l", "ˈoʊ"], ["w", "ˈɜː", "l", "d"], ["f", "ˈɔːɹ"]]
+    assert phones.written(words, phones.RADIO, phones.stressed_radio) == [
+        ["hh", "ax0", "l", "ow1"],
+        ["w", "er1", "l", "d"],
+        ["f", "ao1", "r"],
+    ]
+    assert phones.written(words, phones.SAMPA, phones.stressed_sampa)[::2] == [
+        ["h", "@", "l", '"o_U'],
+        ["f", '"O:', r"r\\"],
+    ]
+    with pytest.raises(ValueError, match="no sign for 'ɬ'"):
+        phones.written([["ɬ"]], phones.RADIO, phones.stressed_radio)
+    assert accent.even(words, "ˈ")[0] == ["h", "ˈə", "l", "ˈoʊ"]
+    # Whatever the rules put in place of a sound can be said, too.
+    replaced = {other for others in accent.IPA.values() for other in others} | set(accent.IPA)
+    for notation in (phones.RADIO, phones.SAMPA):
+        assert replaced <= set(notation)
+
+
+def test_flite_reads_words_that_its_lexicon_explains() -> None:
+    said = voices.Accented([["hh", "ax"], ["l", "ow1"]], halting=False)
+    assert voices.Flite._heads("Hello world", said, random.Random(1)) == (["hello", "world"], "hello world")
+    assert voices.Flite._heads("in the world", said, random.Random(1)) == (["qaaq", "qabq"], "qaaq qabq")
+    halting = voices.Accented(said.words, halting=True)
+    spoken = {voices.Flite._heads("Hello world", halting, random.Random(seed))[1] for seed in range(40)}
+    assert spoken == {"hello world", "hello, world"}
+
+
+def test_texts_without_signs_are_read_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strange:
+        def choose(self, _name: str) -> None: ...
+
+        def phonemes(self, _text: str, *, ipa: bool) -> list[list[str]]:
+            return [["ɬ"] if ipa else ["L"]]
+
+    monkeypatch.setattr(voices.EspeakLibrary, "shared", Strange)
+    assert all(
+        voices.mandarin("x", phones.RADIO, phones.stressed_radio, random.Random(seed)) is None for seed in range(20)
+    )
+    monkeypatch.setattr(Strange, "phonemes", lambda *_, ipa: [["m"], ["ɑː"]])
+    said = [voices.mandarin("x", phones.RADIO, phones.stressed_radio, random.Random(seed)) for seed in range(100)]
+    assert 30 < sum(one is not None for one in said) < 70
+    assert 5 < sum(one is not None and one.halting for one in said) < 35
 
 
 def test_what_was_found_is_kept_over_an_interruption(tokenizer: Any, folder: Any, tmp_path: Any) -> None:

@@ -27,6 +27,14 @@ ESPEAK = {
 }
 _STOPS = frozenset(["p", "b", "t", "d", "k", "ɡ", "g"])
 _STRESS = "'ˈ,ˌ"
+_VOWELS = frozenset("aɑæɐɛɜəɚɪiᵻʌʊuoɔeAEIOUV@30")
+"""First letters of vowels, in IPA and in eSpeak's notation."""
+
+
+def parted(marked: str) -> tuple[str, str]:
+    """A phoneme's stress marks and its sound."""
+    sound = marked.lstrip(_STRESS)
+    return marked[: len(marked) - len(sound)], sound
 
 
 def accented(words: Words, strength: float, rng: random.Random, table: dict[str, list[str]]) -> list[list[str]]:
@@ -36,8 +44,7 @@ def accented(words: Words, strength: float, rng: random.Random, table: dict[str,
     for word in words:
         out: list[str] = []
         for place, marked in enumerate(word):
-            sound = marked.lstrip(_STRESS)
-            stress = marked[: len(marked) - len(sound)]
+            stress, sound = parted(marked)
             last = place == len(word) - 1 and len(word) > 2
             if last and sound in _STOPS and rng.random() < strength:
                 if rng.random() < 0.5:
@@ -48,3 +55,11 @@ def accented(words: Words, strength: float, rng: random.Random, table: dict[str,
             out.append(stress + sound)
         spoken.append(out)
     return spoken
+
+
+def even(words: Words, mark: str) -> list[list[str]]:
+    """The same words with the stress `mark` before every vowel: Mandarin gives each syllable its time."""
+    return [
+        [mark + sound if sound[:1] in _VOWELS else sound for sound in (parted(marked)[1] for marked in word)]
+        for word in words
+    ]

@@ -10,6 +10,7 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from training.recogniser import accent
+from training.recogniser import accent, phones
 
 RATE = 16000
 HELD_OUT = ("flite:rms", "rhvoice:clb", "festival:cmu_us_slt_arctic_hts")
@@ -110,32 +111,82 @@ class Espeak:
     def speak(self, text: str, rng: random.Random) -> Sound:
         library = self._library
         library.choose(f"{rng.choice(self._ACCENTS)}+{rng.choice(library.variants)}")
+        wpm, gap = rng.gauss(155, 28), rng.randint(3, 25) if rng.random() < 0.2 else 0
         if rng.random() < 0.35:
-            words = accent.accented(library.phonemes(text, ipa=False), rng.uniform(0.05, 0.25), rng, accent.ESPEAK)
+            words = accent.accented(library.phonemes(text, ipa=False), rng.uniform(*_STRENGTHS), rng, accent.ESPEAK)
+            if rng.random() < _HALTING:
+                words, wpm, gap = accent.even(words, ","), rng.gauss(130, 15), rng.randint(2, 12)
             text = "[[" + " ".join("".join(word) for word in words) + "]]"
         return library.say(
             text,
-            wpm=int(min(205, max(95, rng.gauss(155, 28)))),
+            wpm=int(min(205, max(95, wpm))),
             pitch=rng.randint(20, 95),
             spread=rng.randint(20, 80),
-            gap=rng.randint(3, 25) if rng.random() < 0.2 else 0,
+            gap=gap,
         )
 
 
+_STRENGTHS = (0.05, 0.25)
+_HALTING = 0.35
+"""Of the sentences with an accent: each syllable alike, slower, with pauses between words."""
+_ACCENTED = 0.5
+"""Of the sentences of Flite and Pico."""
+
+
+@dataclass(frozen=True)
+class Accented:
+    """Signs of each word in a synthesiser's notation; `halting` if the words are to be set apart."""
+
+    words: list[list[str]]
+    halting: bool
+
+
+def mandarin(
+    text: str, notation: phones.Notation, stressed: Callable[[str], str], rng: random.Random
+) -> Accented | None:
+    """The text as a Mandarin speaker may say it; None for half the texts, and where the notation lacks a sound."""
+    if rng.random() >= _ACCENTED:
+        return None
+    library = EspeakLibrary.shared()
+    library.choose("en-us")
+    words = accent.accented(library.phonemes(text, ipa=True), rng.uniform(*_STRENGTHS), rng, accent.IPA)
+    halting = rng.random() < _HALTING
+    try:
+        return Accented(phones.written(accent.even(words, "ˈ") if halting else words, notation, stressed), halting)
+    except ValueError:
+        return None
+
+
 class Flite:
-    """CMU's small voices, recorded from people."""
+    """CMU's small voices, recorded from people; for an accent they get a lexicon of the sentence's words."""
 
     def __init__(self, which: str) -> None:
         self._which = which
         self._pitch = {"slt": 175, "kal16": 105, "awb": 125, "rms": 100}[which]
 
     def speak(self, text: str, rng: random.Random) -> Sound:
-        with tempfile.NamedTemporaryFile(suffix=".wav") as out:
-            manner = [f"duration_stretch={rng.uniform(0.85, 1.5):.2f}"]
-            manner += [f"int_f0_target_mean={self._pitch * rng.uniform(0.8, 1.35):.0f}"]
-            options = [part for setting in manner for part in ("--setf", setting)]
+        with tempfile.NamedTemporaryFile(suffix=".wav") as out, tempfile.NamedTemporaryFile("w") as lexicon:
+            held_out = f"flite:{self._which}" in HELD_OUT  # the report's speech stays what it was
+            said = None if held_out else mandarin(text, phones.RADIO, phones.stressed_radio, rng)
+            options = [f"duration_stretch={rng.uniform(0.85, 1.5) + (0.2 if said and said.halting else 0):.2f}"]
+            options += [f"int_f0_target_mean={self._pitch * rng.uniform(0.8, 1.35):.0f}"]
+            options = [part for setting in options for part in ("--setf", setting)]
+            if said:
+                heads, spoken = self._heads(text, said, rng)
+                lexicon.writelines(f"{head} : {' '.join(word)}\n" for head, word in zip(heads, said.words, strict=True))
+                lexicon.flush()
+                options, text = [*options, "-add_lex", lexicon.name], spoken
             _run(["flite", "-voice", self._which, *options, "-t", text, "-o", out.name])
             return _read(out.name)
+
+    @staticmethod
+    def _heads(text: str, said: Accented, rng: random.Random) -> tuple[list[str], str]:
+        """The words the lexicon explains (made-up ones where eSpeak joins or parts words), and what is to be read."""
+        heads = text.lower().split()
+        if len(heads) != len(said.words):
+            heads = [f"q{chr(97 + place // 26)}{chr(97 + place % 26)}q" for place in range(len(said.words))]
+        pauses = ["," if said.halting and rng.random() < 0.25 else "" for _ in heads[:-1]]
+        return heads, " ".join(head + pause for head, pause in zip(heads, [*pauses, ""], strict=True))
 
 
 class RhVoice:
@@ -157,11 +208,21 @@ class Pico:
 
     def speak(self, text: str, rng: random.Random) -> Sound:
         with tempfile.NamedTemporaryFile(suffix=".wav") as out:
-            marked = (
-                f'<speed level="{rng.randint(65, 120)}"><pitch level="{rng.randint(75, 150)}">{text}</pitch></speed>'
-            )
+            said = mandarin(text, phones.SAMPA, phones.stressed_sampa, rng)
+            speed = rng.randint(65, 120) - (10 if said and said.halting else 0)
+            spoken = self._tags(said, rng) if said else text
+            marked = f'<speed level="{speed}"><pitch level="{rng.randint(75, 150)}">{spoken}</pitch></speed>'
             _run(["pico2wave", "-l", self._which, "-w", out.name, marked])
             return _read(out.name)
+
+    @staticmethod
+    def _tags(said: Accented, rng: random.Random) -> str:
+        tags = []
+        for word in said.words:
+            tags.append(f"<phoneme alphabet='xsampa' ph='{''.join(word)}'/>")
+            if said.halting and rng.random() < 0.3:
+                tags.append(f'<break time="{rng.randint(40, 250)}ms"/>')
+        return " ".join(tags)
 
 
 class Festival:
