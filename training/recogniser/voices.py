@@ -129,7 +129,7 @@ class Espeak:
 _STRENGTHS = (0.05, 0.25)
 _HALTING = 0.35
 """Of the sentences with an accent: each syllable alike, slower, with pauses between words."""
-_ACCENTED = 0.5
+_ACCENTED = 0.35
 """Of the sentences of Flite and Pico."""
 
 
