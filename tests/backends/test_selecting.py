@@ -117,3 +117,31 @@ def test_sizes_that_each_fixes_otherwise_are_free() -> None:
     session, _ = _selecting({"short": ((1, 1), (3, 3)), "long": ((2, 2), (3, 3))})
     for rows in (1, 2):
         assert session.run(_rows(rows))["y"].shape == (rows,)
+
+
+class Narrowing(Counting):
+    """Counts in int32, and takes int64, as engines of TensorRT 8.6 do."""
+
+    def __init__(self, profile: str, limits: Limits) -> None:
+        self.profile = profile
+        x = TensorSpec("x", "int32", ("rows", 3))
+        Session.__init__(self, [x], [TensorSpec("y", "int32", ("rows",))], SessionOptions(bounds={"x": limits}))
+
+    def _accepted(self, tensors: Tensors) -> Tensors:
+        return {name: array.astype(np.int32) for name, array in tensors.items()}
+
+    def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        return {"y": tensors["x"].sum(axis=1, dtype=np.int32)}
+
+
+def test_numbers_that_its_engines_narrow_are_taken() -> None:
+    bounds = {profile: {"x": limits} for profile, limits in SIZES.items()}
+    openers: dict[str, Callable[[], Session]] = {
+        "many": lambda: Narrowing("many", SIZES["many"]),
+        "one": lambda: Narrowing("one", SIZES["one"]),
+        "some": lambda: Narrowing("some", SIZES["some"]),
+    }
+    with SelectingSession(bounds, openers) as session:
+        for rows in (1, 3, 40):
+            made = session.run({"x": np.full((rows, 3), 2, np.int64)})["y"]
+            assert made.tolist() == [6] * rows
