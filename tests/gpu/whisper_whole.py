@@ -322,8 +322,8 @@ def main() -> None:
         record["rows"] = [[row.what, row.equal, row.of, *row.gaps] for row in rows]
         record["seconds"] = round(time.perf_counter() - began)
         if options.json:
-            options.json.write_text(json.dumps(record))
-    print(json.dumps(record))
+            options.json.write_text(json.dumps(record, default=float))
+    print(json.dumps(record, default=float))
     unexplained = [row.what for row in rows if not row.is_explained]
     if unexplained:
         raise SystemExit(f"not equal, and no tie: {', '.join(unexplained)}")
