@@ -58,12 +58,12 @@ say() { # worker, seed, hours, minutes, voices...: one synthesiser, of low prior
 }
 
 chain() { # worker, call, kind, minutes: the quick voices first, or those of models; then those of models to the end
-    local began=$SECONDS
+    local began=$SECONDS whole=${4%.*} # the shell counts in whole numbers
     if [ "$3" = quick ]; then
         say "$1" "$2" 2.5 "$4" espeak || true
         say "$1" "$2" 1 "$4" flite:awb flite:slt flite:kal16 || true
     fi
-    say "$1" "$2" 99 "$(($4 - (SECONDS - began) / 60))" rhvoice:alan rhvoice:bdl rhvoice:slt pico:en-US pico:en-GB
+    say "$1" "$2" 99 "$((whole - (SECONDS - began) / 60))" rhvoice:alan rhvoice:bdl rhvoice:slt pico:en-US pico:en-GB
 }
 
 speak() {

@@ -75,7 +75,7 @@ def main() -> None:
     evaluated = time.monotonic()
     while not training.finished and time.monotonic() < limit:
         if options.profile and training.step == PROFILED_STEP:
-            profile(training, log, options.out / "profile.txt")
+            (options.out / "profile.txt").write_text(profile(training, log), "utf-8")
         training.advance(log)
         if training.step % WATCH_EVERY == 0:
             bank.take_new(options.data, most=8)
@@ -161,7 +161,7 @@ class Training:
     def finished(self) -> bool:
         return self.progress >= 1
 
-    def advance(self, log: "Log") -> None:
+    def advance(self, log: Callable[..., None]) -> None:
         """One step. All that is random in it follows from the seed and its number."""
         began = time.monotonic()
         if self.step == 0:
@@ -297,13 +297,14 @@ def report(training: Training, tokenizer: Tokenizer, folders: list[Path], log: C
         examples=[[one.clip.text, one.text] for one in heard[:: max(1, len(heard) // 3)]][:4])  # fmt: skip
 
 
-def profile(training: Training, log: "Log", file: Path) -> None:
+def profile(training: Training, log: Callable[..., None]) -> str:
     """Three steps under PyTorch's profiler, as a table of kernels."""
     with torch.profiler.profile() as seen:
         for _ in range(3):
             training.advance(log)
     order = "self_device_time_total" if training.device.type == "cuda" else "self_cpu_time_total"
-    file.write_text(seen.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80), "utf-8")
+    table: str = seen.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    return table
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from training.recogniser import tokens, train
 from training.recogniser.bank import Bank
+from training.recogniser.losses import mixed_loss
 from training.recogniser.passes import Passes, Replays
 from training.recogniser.plans import pool
 
@@ -42,7 +43,7 @@ def main() -> None:
     training = begun(bank, device, trial.seconds[0], "--launched")
     for _ in range(3):
         training.advance(say)
-    train.profile(training, say, Path("/dev/stdout"))
+    print(train.profile(training, say))
 
 
 def begun(bank: Bank, device: torch.device, seconds: float, *more: str) -> train.Training:
@@ -60,7 +61,7 @@ def timed(bank: Bank, device: torch.device, seconds: float, steps: int, *more: s
     every = {plan.room: plan for plan in pool(bank, 8, 0, LESSON, seconds)}
     for plan in every.values():  # recorded here, where they are
         mel, batch = training._spoilt_batch(plan, 1.0, 0)
-        train.mixed_loss(training.passes.forward(mel, 8), batch).backward()
+        mixed_loss(training.passes.forward(mel, 8), batch).backward()
         training.passes.backward()
     synchronised(device)
     first = time.monotonic() - began
@@ -94,7 +95,7 @@ def compared(bank: Bank, device: torch.device) -> dict[str, Any]:
         found = []
         for way in (launched, replayed):
             said = way.forward(mel, 8 << number)
-            train.mixed_loss(said, batch).backward()
+            mixed_loss(said, batch).backward()
             outputs = torch.cat([one.detach().flatten() for one in said])
             way.backward()
             found.append((outputs, torch.cat([p.grad.flatten().clone() for p in training.model.parameters()])))
