@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +208,33 @@ async def test_a_pause_is_time_for_the_final_text_and_its_answer() -> None:
     assert dialogue.prepared.count("what is inertia") == 1
     assert [seconds < 0.3 for seconds in transcriber.pauses] == [True] * (len(transcriber.pauses) - 1) + [False]
     assert transcriber.samples <= 16 * (500 + 32 + 200), "quiet is held back"
+
+
+class Quick(Pausing):
+    """Knows its final text as soon as it is asked."""
+
+    def pause(self, seconds: float) -> Partial:
+        self.pauses.append(seconds)
+        return Partial(self.text if self.final is None else self.final, settled=True)
+
+
+async def test_a_short_quiet_is_time_enough_for_a_recogniser_that_knows_its_text() -> None:
+    transcriber = Quick(final="what is inertia")
+    options = replace(OPTIONS, draft_after_ms=1000)
+    frames = _frames(500, loud=True) + _frames(200, loud=False)
+    reply, dialogue = await _turn(transcriber, frames, options=options)
+    assert reply.drafted, "a button is let go before a pause is long enough to hold sound back"
+    assert dialogue.confirmed == dialogue.prepared == ["what is inertia"]
+    assert len(transcriber.pauses) == 1, "it is asked once a quiet"
+    assert 0.09 < transcriber.pauses[0] < 0.2
+    assert transcriber.samples == 16 * 700, "all of it was heard"
+
+
+async def test_every_quiet_is_asked_about_anew() -> None:
+    transcriber = Quick()
+    quiet = _frames(160, loud=False)
+    await _turn(transcriber, _frames(400, loud=True) + quiet + _frames(400, loud=True) + quiet)
+    assert len(transcriber.pauses) == 2
 
 
 async def test_speech_that_goes_on_after_a_pause_is_heard_whole() -> None:

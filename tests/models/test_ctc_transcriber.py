@@ -14,7 +14,7 @@ from aula.models.ctc_beam import Alphabet, Word
 from aula.models.ctc_confidence import Calibration
 from aula.models.ctc_config import CtcConfig
 from aula.models.ctc_hearing import CtcHearing
-from aula.models.ctc_transcriber import LONG_FRAMES, PAUSE_FRAMES, CtcTranscriber
+from aula.models.ctc_transcriber import LONG_FRAMES, PAUSE_FRAMES, CtcTranscriber, SettlingStream
 from tests.models.ctc_small_model import SMALL
 
 ALPHABET = Alphabet(
@@ -33,11 +33,25 @@ class Scripted(Session):
         free = TensorSpec("mel", "float32", ("rows", "frames", 80))
         super().__init__([free], [], SessionOptions())
         self._frames = list(frames)
+        self.runs = 0
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        self.runs += 1
         said = [self._frames.pop(0) if self._frames else {"": 0.999} for _ in range(CONFIG.chunk)]
         states = {f"{name}_next": array for name, array in tensors.items() if name != "mel"}
         return {"logarithms": np.stack([_row(one) for one in said])[None], **states}
+
+
+class Babbling(Scripted):
+    """Says what the sound makes it say: the same of the same mel, whoever asks."""
+
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        frames = tensors["mel"][0].reshape(CONFIG.chunk, -1)
+        weights = np.random.default_rng(7).normal(0, 1, (frames.shape[1], len(ALPHABET.tokens)))
+        said = (frames - frames.mean(1, keepdims=True)) @ weights / 4
+        states = {f"{name}_next": array for name, array in tensors.items() if name != "mel"}
+        logarithms = said - np.log(np.exp(said).sum(1, keepdims=True))
+        return {"logarithms": logarithms.astype(np.float32)[None], **states}
 
 
 def _row(shares: dict[str, float]) -> Float32:
@@ -142,3 +156,52 @@ def test_a_long_talk_is_kept_in_pieces_though_nobody_asked_for_segments() -> Non
     transcript = stream.commit()
     assert transcript.text.split() == ["what"] * (LONG_FRAMES // 2) + ["mass"]
     assert transcript.words[-1].start == pytest.approx(0.04 * (LONG_FRAMES + PAUSE_FRAMES))
+
+
+def test_a_pause_settles_the_text_and_a_commit_in_it_has_it_at_once() -> None:
+    made = transcriber(QUESTION)
+    stream = made.start(TranscribeRequest(), Context("en"))
+    assert isinstance(stream, SettlingStream)
+    stream.feed(np.zeros(CHUNK_SAMPLES + 400, np.float32))
+    partial = stream.pause(0.25)
+    assert (partial.text, partial.settled) == ("what is moss", True)
+    runs = _runs(made)
+    assert stream.pause(0.3) == partial
+    told = stream.commit()
+    assert (told.text, len(told.words), _runs(made)) == ("what is moss", 3, runs), "nothing was heard anew"
+    with pytest.raises(RuntimeError, match="committed"):
+        stream.pause(0.4)
+
+
+def test_who_goes_on_after_a_pause_is_heard_as_if_there_had_been_none() -> None:
+    made = CtcTranscriber(CtcHearing(Babbling([]), CONFIG), ALPHABET)
+    rng = np.random.default_rng(5)
+    sound = rng.normal(0, 0.1, 32_000).astype(np.float32)
+    told = []
+    for pauses in (False, True):
+        stream = made.start(TranscribeRequest(timestamps=True), Context("en"))
+        assert isinstance(stream, SettlingStream)
+        for start in range(0, len(sound), 3000):
+            stream.feed(sound[start : start + 3000])
+            if pauses:
+                stream.pause(0.25)
+        told.append(stream.commit())
+    assert len(told[0].words) > 5
+    assert told[0] == told[1]
+
+
+def test_a_pause_before_any_word_settles_on_nothing() -> None:
+    stream = transcriber([SILENT] * 4).start(TranscribeRequest(), Context("en"))
+    assert isinstance(stream, SettlingStream)
+    stream.feed(np.zeros(400, np.float32))
+    assert (stream.pause(0.2).text, stream.pause(0.2).settled) == ("", True)
+    with pytest.raises(NothingHeardError):
+        stream.commit()
+
+
+def _runs(made: CtcTranscriber) -> int:
+    hearing = made.hearing
+    assert isinstance(hearing, CtcHearing)
+    session = hearing._session
+    assert isinstance(session, Scripted)
+    return session.runs

@@ -39,6 +39,10 @@ from aula.runtime import LiveDetection, LiveTranscription, Runtime
 TAIL_MS = 200
 """Of quiet after speech, which a recogniser hears in any case: a soft last sound may lie there."""
 
+GUESS_MS = 90
+"""Of quiet, after which a recogniser is asked once what its text would be; one that takes long for it says nothing yet.
+A button is let go some 250 ms after the last word, and quiet is noticed some 60 ms late."""
+
 
 class TurnState(StrEnum):
     LISTENING = "listening"
@@ -122,6 +126,7 @@ class Turn:
         self._partial = ""
         self._still_samples = 0
         self._is_settled = False
+        self._has_guessed = False
         self._generation = 0
         self._draft: _Draft | None = None
         self._committed = self._transcribed = 0.0
@@ -177,7 +182,11 @@ class Turn:
             self._remember(samples, all_of_it=not silent)
         else:
             await self._transcribe(samples)
-        if pausing and not self._is_settled:
+        if not self._endpointer.paused_ms:
+            self._has_guessed = False
+        guessing = self._transcription.takes_pauses and self._endpointer.paused_ms > GUESS_MS
+        if (pausing and not self._is_settled) or (guessing and not self._has_guessed):
+            self._has_guessed = True
             await self._pause()
 
     def hurry(self) -> None:

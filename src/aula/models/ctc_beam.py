@@ -10,7 +10,7 @@ Probabilities come in pieces, as sound does; however they are cut, the result is
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,29 @@ class Beam:
         for row in logarithms:
             self._step(row)
             self.frames += 1
+
+    def copy(self) -> "Beam":
+        """It goes its own way from here: some milliseconds for a question."""
+        other = Beam(self._alphabet, self._scores, self._options)
+        copies: dict[int, _Prefix] = {}
+
+        def copied(prefix: _Prefix) -> _Prefix:
+            path: list[_Prefix] = []
+            at: _Prefix | None = prefix
+            while at is not None and id(at) not in copies:
+                path.append(at)
+                at = at.parent
+            for one in reversed(path):
+                parent = None if one.parent is None else copies[id(one.parent)]
+                copies[id(one)] = replace(one, parent=parent)
+            return copies[id(prefix)]
+
+        other._kept = [copied(prefix) for prefix in self._kept]
+        for (_, token), child in self._grown.items():
+            twin = copied(child)
+            other._grown[id(twin.parent), token] = twin
+        other.frames = self.frames
+        return other
 
     def text(self) -> str:
         return self._alphabet.text(self._tokens(self._best()))

@@ -21,6 +21,13 @@ class Hears(Protocol):
 
     def end(self) -> Float32: ...
 
+    def copy(self) -> "Hears":
+        """It goes its own way from here."""
+        ...
+
+    @property
+    def samples(self) -> int: ...
+
 
 class Hearing(Protocol):
     """A model that hears, whichever."""
@@ -112,6 +119,13 @@ class Heard:
         wanted = self._hearing.mel_frames
         whole = samples_for(-(-frames // wanted) * wanted)
         return self.feed(np.zeros(max(0, whole - self.samples), np.float32))
+
+    def copy(self) -> "Heard":
+        other = Heard.__new__(Heard)
+        # Nothing of it is written into: every chunk has new states, and what is held is replaced.
+        other._hearing, other._states, other._held = self._hearing, self._states, self._held
+        other.samples = self.samples
+        return other
 
 
 def _joined(rows: Sequence[Float32], units: int) -> Float32:

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from enum import Enum
 
@@ -22,7 +23,7 @@ from aula.core.types import (
 )
 from aula.models.ctc_beam import Alphabet, Beam, BeamOptions, Word, WordScores
 from aula.models.ctc_confidence import Calibration
-from aula.models.ctc_hearing import Hearing
+from aula.models.ctc_hearing import CtcHearing, Hearing
 from aula.models.ctc_language import Counted, Language, Mixture
 from aula.models.ngrams import estimate
 from aula.models.questions import question_sets
@@ -67,7 +68,8 @@ class CtcTranscriber:
             raise UnsupportedLanguageError(
                 f"the recogniser hears no {context.language!r}", available=["en"], next_step=_TEXT_NEXT
             )
-        return CtcStream(self, self._scores(request), request)
+        kind = SettlingStream if isinstance(self.hearing, CtcHearing) else CtcStream
+        return kind(self, self._scores(request), request)
 
     def close(self) -> None:
         with self._lock:
@@ -185,6 +187,45 @@ class CtcStream:
     def _expect_open(self, action: str) -> None:
         if self._state is not _State.OPEN:
             raise RuntimeError(f"cannot {action} a stream that is {self._state.value}; start a new one")
+
+
+class SettlingStream(CtcStream):
+    """Makes the final text while speech pauses, for some 15 ms; a commit in the pause then has it at once.
+
+    Models that hear a sound as a whole do not: they would take as long as for all of it, and keep a commit waiting.
+    """
+
+    def __init__(self, transcriber: CtcTranscriber, scores: WordScores | None, request: TranscribeRequest) -> None:
+        super().__init__(transcriber, scores, request)
+        self._settled: tuple[int, Transcript | None] | None = None
+
+    def pause(self, seconds: float) -> Partial:  # noqa: ARG002  it is quick enough for any pause
+        """Speech has paused for so long. Nothing changes for what may be fed yet."""
+        self._expect_open("pause")
+        samples = self._heard.samples
+        if self._settled is None or self._settled[0] != samples:
+            self._settled = samples, self._ahead()
+        transcript = self._settled[1]
+        # Until the next chunk is whole nothing better is known, even if more sound comes.
+        self._partial = replace(self._partial, text=transcript.text if transcript else "")
+        return replace(self._partial, settled=True)
+
+    def commit(self) -> Transcript:
+        if self._settled is not None and self._settled[0] == self._heard.samples and self._settled[1] is not None:
+            self._expect_open("commit")
+            self._state = _State.COMMITTED
+            return self._settled[1]
+        return super().commit()
+
+    def _ahead(self) -> Transcript | None:
+        other = copy(self)
+        other._settled = None
+        other._heard, other._beam = self._heard.copy(), self._beam.copy()
+        other._words, other._segments = list(self._words), list(self._segments)
+        try:
+            return other.commit()
+        except NothingHeardError:
+            return None
 
 
 def _segment(words: Sequence[Word], frame: float) -> Segment:

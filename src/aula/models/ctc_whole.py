@@ -66,6 +66,15 @@ class WholeHeard:
         self._held.append(samples)
         return np.zeros((0, self._units), np.float32)
 
+    def copy(self) -> "WholeHeard":
+        other = WholeHeard(self._hear, self._units)
+        other._held = list(self._held)
+        return other
+
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self._held))
+
     def end(self) -> Float32:
         return self._hear(np.concatenate(self._held)) if self._held else np.zeros((0, self._units), np.float32)
 
