@@ -167,7 +167,7 @@ async def test_students_who_speak_at_once_share_passes_and_are_each_heard_as_alo
         assert statistics.schedulers[0].running == 0
 
 
-async def test_where_it_cannot_be_loaded_the_next_rung_serves(tmp_path: Path) -> None:
+async def test_where_it_cannot_be_loaded_the_next_rung_serves(tmp_path: Path, home: Path) -> None:
     """A checkpoint without weights, another architecture, a tokenizer that is absent."""
     for name in ("no-weights", "no-tokenizer"):
         thin_checkpoint(tmp_path / name)
@@ -176,7 +176,7 @@ async def test_where_it_cannot_be_loaded_the_next_rung_serves(tmp_path: Path) ->
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     for name, reason in (("no-weights", "safetensors"), ("no-tokenizer", "tokenizer"), ("bert", "bert")):
-        settings = Settings({"home": str(tmp_path / "home"), "whisper": str(tmp_path / name)})
+        settings = Settings({"home": str(home), "whisper": str(tmp_path / name)})
         async with open_hearing(settings) as runtime:
             outcome = await runtime.submit(Capability.TRANSCRIBE, TranscribeRequest(), ENGLISH)
             assert outcome.rung == "recogniser"

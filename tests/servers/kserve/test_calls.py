@@ -141,19 +141,24 @@ async def test_bytes_beyond_the_limits_are_refused_over_both_doors(tmp_path: Pat
         assert (await _infer(channel)(_wish())).raw_output_contents == [TENSOR]
 
 
-async def test_connections_beyond_the_limit_and_those_that_say_nothing_are_closed(tmp_path: Path) -> None:
+async def test_connections_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     own = [("grpc.use_local_subchannel_pool", 1)]
-    async with _served(tmp_path, serve__max_connections=2, serve__header_seconds=0.2) as door:
+    async with _served(tmp_path, serve__max_connections=2) as door, AsyncExitStack() as stack:
         address = str(door.address.grpc)
-        async with AsyncExitStack() as stack:
-            channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address, own)) for _ in range(3)]
-            for channel in channels[:2]:
-                await _infer(channel)(_wish())
-            assert (await _refused(_infer(channels[2])(_wish())))[0] == "UNAVAILABLE"
-        reader, writer = await asyncio.open_connection(*address.split(":"))
-        assert b"Did not receive HTTP/2" in await reader.read(), "told, and then closed"
-        writer.close()
-        await writer.wait_closed()
+        channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address, own)) for _ in range(3)]
+        for channel in channels[:2]:
+            await _infer(channel)(_wish())
+        assert (await _refused(_infer(channels[2])(_wish())))[0] == "UNAVAILABLE"
+
+
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
+    async with _served(tmp_path, serve__header_seconds=0.2) as door:
+        reader, writer = await asyncio.open_connection(*str(door.address.grpc).split(":"))
+        try:
+            assert b"Did not receive HTTP/2" in await reader.read(), "told, and then closed"
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
 
 async def test_a_stream_that_says_nothing_is_ended(tmp_path: Path) -> None:
